@@ -247,7 +247,7 @@ def _short_seconds(seconds: float) -> str:
         number = seconds / SECONDS_IN[unit]
         if seconds and number >= 1 and number == int(number):
             return f"{int(number)}{unit}"
-    return f"{seconds:g}s"
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
 
 
 def _short_bytes(size_bytes: int) -> str:

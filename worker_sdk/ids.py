@@ -21,8 +21,8 @@ _LAST_COUNT: Final = (1 << _COUNT_BITS) - 1
 _new_object = object.__new__
 _plain = msgspec.to_builtins
 # The slots of UUID, set as its own __init__ does, whose checks take longer than all the rest.
-_set_int = UUID.int.__set__  # type: ignore[attr-defined]
-_set_is_safe = UUID.is_safe.__set__  # type: ignore[attr-defined]
+_set_int = UUID.int.__set__  # type: ignore[attr-defined, misc]
+_set_is_safe = UUID.is_safe.__set__  # type: ignore[attr-defined, misc]
 _IS_SAFE_UNKNOWN = SafeUUID.unknown
 
 

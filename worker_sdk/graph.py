@@ -1,0 +1,231 @@
+"""Jobs to be enqueued: what they are made of, in what order they go, and in how many requests.
+
+A dependency must stand earlier in its request than its dependents, and what hangs together by
+dependencies must be enqueued together or not at all. So jobs are sorted, and when they exceed one
+message they are split between, never within, the graph's connected components.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+from uuid import UUID
+
+from msgspec import Struct, field
+
+from worker_sdk.encoding import ENVELOPE_BYTES, encode_value
+from worker_sdk.errors import DependencyCycle, InvalidRequest, TooLarge
+from worker_sdk.ids import AnyId, as_uuid, new_uuid
+from worker_sdk.messages import DEFAULT_CHANNEL, Backoff, Condition
+
+Duration = float | timedelta
+"""Seconds, or a timedelta."""
+
+PIECE_BYTES = 1024 * 1024
+"""The size of the requests that jobs too many for one message are split into.
+
+Small enough that the broker commits one while the next is under way; from 256 KiB to 4 MiB it
+makes no difference that can be measured.
+"""
+
+
+class Dependency(Struct, omit_defaults=True):
+    """A dependency with its condition: ``finished`` (it succeeded) or ``ended`` (in any way)."""
+
+    id: "AnyId | JobSpec"
+    condition: Condition = "finished"
+
+    def __post_init__(self) -> None:
+        self.id = self.id.id if type(self.id) is JobSpec else as_uuid(self.id)  # type: ignore[arg-type]
+
+
+AnyDependency = "AnyId | JobSpec | Dependency"
+
+
+class _TypeAndArgs(Struct, omit_defaults=True, gc=False):
+    type: str
+    args: Any = None
+
+
+class JobSpec(_TypeAndArgs, omit_defaults=True, kw_only=True, gc=False):
+    """A job to be enqueued. Its ``id`` is there at once, so others can depend on it.
+
+    ``dependencies`` are ids, other JobSpecs, or ``Dependency(id, "ended")``. ``delay``,
+    ``timeout`` (of one attempt), ``expires`` (from enqueue to the first start) and ``backoff``
+    are seconds or timedeltas; ``backoff`` can be a ``Backoff`` too. With ``inputs`` the job is
+    dispatched together with its dependencies' results.
+    """
+
+    # The names, order and defaults of the fields are those of messages.NewJob: a JobSpec is
+    # encoded as it stands, which takes half the time of making a NewJob of it first.
+    id: UUID = field(default_factory=new_uuid)
+    dependencies: Sequence["AnyId | JobSpec | Dependency"] = ()
+    channel: str = DEFAULT_CHANNEL
+    priority: int = 0
+    delay: Duration = 0.0
+    timeout: Duration | None = None
+    expires: Duration | None = None
+    max_attempts: int = 3
+    backoff: Backoff | Duration | None = None
+    inputs: bool = True
+
+    def __post_init__(self) -> None:
+        if type(self.id) is not UUID:
+            self.id = as_uuid(self.id)
+        if self.dependencies:
+            self.dependencies = _each_once(self.dependencies)
+        elif self.dependencies != ():
+            self.dependencies = ()
+        if self.delay.__class__ is timedelta:
+            self.delay = self.delay.total_seconds()
+        if self.timeout.__class__ is timedelta:
+            self.timeout = self.timeout.total_seconds()
+        if self.expires.__class__ is timedelta:
+            self.expires = self.expires.total_seconds()
+        if self.backoff.__class__ is timedelta:
+            self.backoff = self.backoff.total_seconds()
+
+    def encoded(self) -> bytes:
+        """The job as it stands in an ``enqueue``; InvalidRequest if its args are not JSON."""
+        try:
+            return encode_value(self, "job")
+        except InvalidRequest as error:
+            message = f"{error}, in job {self.id} ({self.type!r})"
+            raise type(error)(message, ids=(self.id,)) from None
+
+
+def _each_once(
+    dependencies: Iterable["AnyId | JobSpec | Dependency"],
+) -> tuple[UUID | Dependency, ...]:
+    """The dependencies in their normal form; ones named twice, under one condition, once."""
+    if isinstance(dependencies, str | UUID | JobSpec | Dependency):
+        raise TypeError(f"dependencies must be a list of ids, not {dependencies!r} itself")
+    once: dict[tuple[int, str], UUID | Dependency] = {}
+    for each in dependencies:
+        if isinstance(each, Dependency):
+            once[each.id.int, each.condition] = each  # type: ignore[union-attr]
+        else:
+            id = each.id if isinstance(each, JobSpec) else as_uuid(each)
+            once[id.int, "finished"] = id
+    return tuple(once.values())
+
+
+AnyJob = JobSpec | Mapping[str, Any]
+"""A job as ``enqueue_many`` takes it: a JobSpec, or a mapping with the same keys."""
+
+
+def as_spec(job: AnyJob) -> JobSpec:
+    """The job as a JobSpec."""
+    if isinstance(job, JobSpec):
+        return job
+    if isinstance(job, Mapping):
+        return JobSpec(**job)
+    raise TypeError(f"{job!r} is not a job: expected a JobSpec or a mapping with its keys")
+
+
+class Batch(Struct):
+    """Jobs that go in one request, in order, each already encoded."""
+
+    ids: list[UUID]
+    encoded: list[bytes]
+
+
+def plan(specs: Sequence[JobSpec], limit_bytes: int) -> list[Batch]:
+    """All jobs as requests of at most ``limit_bytes`` each, one if they fit into one.
+
+    O(jobs + dependencies). DependencyCycle names the cycle; TooLarge, what exceeds the limit.
+    """
+    links = _links(specs)
+    order = range(len(specs)) if links is None else _order(specs, links)
+    encoded = [spec.encoded() for spec in specs]
+    size_bytes = sum(map(len, encoded)) + len(encoded) + ENVELOPE_BYTES
+    if size_bytes <= limit_bytes:
+        return [_batch(specs, encoded, order)]
+    groups = ([at] for at in order) if links is None else _components(links, order)
+    return [_batch(specs, encoded, piece) for piece in _pack(specs, encoded, groups, limit_bytes)]
+
+
+def _links(specs: Sequence[JobSpec]) -> list[tuple[int, ...]] | None:
+    """For each job the positions of its dependencies among ``specs``; None if there are none."""
+    if not any(spec.dependencies for spec in specs):
+        return None
+    # Numbers, because the hash and comparison of a UUID are Python code.
+    position = {spec.id.int: at for at, spec in enumerate(specs)}
+    return [
+        tuple(
+            at
+            for each in spec.dependencies
+            if (at := position.get((each.id if type(each) is Dependency else each).int))  # type: ignore[union-attr]
+            is not None
+        )
+        for spec in specs
+    ]
+
+
+def _order(specs: Sequence[JobSpec], links: Sequence[tuple[int, ...]]) -> Sequence[int]:
+    """Positions so that dependencies come first: as given, if that is such an order already."""
+    if all(at < own for own, dependencies in enumerate(links) for at in dependencies):
+        return range(len(links))
+    try:
+        return tuple(TopologicalSorter(dict(enumerate(links))).static_order())
+    except CycleError as error:
+        circle = [specs[at].id for at in error.args[1]]
+        shown = " -> ".join(map(str, circle[:20])) + (" -> …" if len(circle) > 20 else "")
+        raise DependencyCycle(
+            f"the jobs depend on each other in a circle: {shown}", ids=circle[:-1]
+        ) from None
+
+
+def _components(links: Sequence[tuple[int, ...]], order: Iterable[int]) -> Iterator[list[int]]:
+    """What hangs together, each part in the given order."""
+    parent = list(range(len(links)))
+
+    def root_of(at: int) -> int:
+        while parent[at] != at:
+            parent[at] = at = parent[parent[at]]
+        return at
+
+    for own, dependencies in enumerate(links):
+        for at in dependencies:
+            parent[root_of(at)] = root_of(own)
+    groups: dict[int, list[int]] = {}
+    for at in order:
+        groups.setdefault(root_of(at), []).append(at)
+    return iter(groups.values())
+
+
+def _pack(
+    specs: Sequence[JobSpec],
+    encoded: Sequence[bytes],
+    groups: Iterable[list[int]],
+    limit_bytes: int,
+) -> Iterator[list[int]]:
+    """Groups put together until they are a request's worth."""
+    piece: list[int] = []
+    piece_bytes = ENVELOPE_BYTES
+    aim_bytes = min(PIECE_BYTES, limit_bytes)
+    for group in groups:
+        group_bytes = sum(len(encoded[at]) + 1 for at in group)
+        if group_bytes + ENVELOPE_BYTES > limit_bytes:
+            what = (
+                f"job {specs[group[0]].id} ({specs[group[0]].type})"
+                if len(group) == 1
+                else f"the graph of {len(group)} connected jobs with {specs[group[0]].id}"
+            )
+            raise TooLarge(
+                f"{what} takes {group_bytes:,} bytes and must go in one message, "
+                f"and a message holds at most {limit_bytes:,} bytes",
+                ids=[specs[at].id for at in group[:100]],
+            )
+        if piece and piece_bytes + group_bytes > aim_bytes:
+            yield piece
+            piece, piece_bytes = [], ENVELOPE_BYTES
+        piece += group
+        piece_bytes += group_bytes
+    if piece:
+        yield piece
+
+
+def _batch(specs: Sequence[JobSpec], encoded: Sequence[bytes], positions: Iterable[int]) -> Batch:
+    positions = list(positions)
+    return Batch([specs[at].id for at in positions], [encoded[at] for at in positions])

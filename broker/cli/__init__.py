@@ -1,0 +1,89 @@
+"""The command ``pointsman``, for people and scripts.
+
+Exit codes: 0 done; 1 a job failed or was canceled, or what was asked for was refused; 2 usage,
+a wrong configuration among it; 3 no broker reachable. An error is one line on stderr that names
+the culprit.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from broker.cli import jobs, processes
+from broker.cli.options import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError, Invocation
+from broker.config import ConfigError
+from worker_sdk import BrokerUnreachable, InvalidRequest, PointsmanError
+
+EXIT_INTERRUPTED = 130
+"""What shells give for a program that Ctrl-C ended."""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
+@click.version_option(package_name="pointsman", prog_name="pointsman")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """A brokered job queue: jobs wait for other jobs, workers get each the moment it is ready."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        context.exit(EXIT_USAGE)
+
+
+for command in (*processes.COMMANDS, *jobs.COMMANDS):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; its exit code, after any error was told on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    invocation = Invocation()
+    try:
+        code = cli.main(
+            None if arguments is None else list(arguments),
+            prog_name="pointsman",
+            standalone_mode=False,
+            obj=invocation,
+        )
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+        return EXIT_REFUSED
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+        invocation.tell_error(error.format_message(), where=where or "pointsman", code="usage")
+        return EXIT_USAGE
+    except ConfigError as error:
+        invocation.tell_error(str(error), code="configuration")
+        return EXIT_USAGE
+    except BrokerUnreachable as error:
+        invocation.tell_error(str(error), code="unreachable")
+        return EXIT_UNREACHABLE
+    except PointsmanError as error:
+        invocation.tell_error(str(error), code=error.code, ids=error.ids)
+        return EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_REFUSED
+    except CommandError as error:
+        invocation.tell_error(str(error), code=error.code)
+        return EXIT_REFUSED
+    except (KeyboardInterrupt, click.Abort):
+        invocation.tell_error("interrupted", code="interrupted")
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _forget_stdout() -> None:
+    """Let what is still buffered for a reader that has gone fall into nothing, silently."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

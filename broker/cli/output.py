@@ -1,0 +1,147 @@
+"""How jobs and counts are shown: to people, in tables and blocks; to programs, as JSON lines."""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from worker_sdk import JobStatus
+
+STATE_STYLES = {
+    "blocked": "dim",
+    "scheduled": "cyan",
+    "ready": "blue",
+    "running": "yellow",
+    "finished": "green",
+    "failed": "red",
+    "canceled": "magenta",
+}
+
+
+def clean(text: str) -> str:
+    """The text on one line and without control characters, whoever wrote it."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def write_json(value: object) -> None:
+    """Write ``value`` as one line of JSON to stdout."""
+    click.echo(_to_json(value))
+
+
+def _to_json(value: object) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def write_job(job: JobStatus, *, as_json: bool) -> None:
+    """Write all that is known of one job."""
+    if as_json:
+        write_json(job)
+        return
+    for name, value in _lines(job):
+        style = STATE_STYLES.get(job.state) if name == "state" else None
+        label = f"{name:13}"
+        if sys.stdout.isatty() and style:
+            Console(highlight=False, soft_wrap=True).print(Text(label).append(value, style=style))
+        else:
+            click.echo(label + value)
+
+
+def _lines(job: JobStatus) -> Iterator[tuple[str, str]]:
+    """What there is to say about a job, name by name; nothing that does not apply to it."""
+    yield "id", str(job.id)
+    yield "type", clean(job.type)
+    yield "state", job.state
+    yield "channel", clean(job.channel)
+    if job.priority:
+        yield "priority", str(job.priority)
+    if job.attempt:
+        yield "attempt", f"{job.attempt} of {job.max_attempts}"
+    for name in ("queued", "due", "started", "finished", "ended"):
+        moment = getattr(job, name)
+        if moment is not None and (name != "ended" or job.finished is None):
+            yield name, _moment(moment)
+    if job.state == "canceled":
+        yield "canceled", job.reason or "yes"
+    if job.culprit is not None:
+        yield "culprit", str(job.culprit)
+    if job.dependencies:
+        yield "dependencies", " ".join(map(str, job.dependencies))
+    if job.dependents:
+        yield "dependents", " ".join(map(str, job.dependents))
+    if job.args is not None:
+        yield "args", _value(job.args)
+    if job.progress is not None:
+        yield "progress", _value(job.progress)
+    if job.state == "finished":
+        yield "result", _value(job.result)
+    if job.error is not None:
+        yield "error", clean(job.error)
+
+
+def write_list(jobs: Sequence[JobStatus], *, as_json: bool, heading: bool = True) -> None:
+    """Write one line a job: a table on a terminal, columns in a pipe, JSON lines for programs."""
+    if as_json:
+        for job in jobs:
+            write_json(job)
+        return
+    rows = [_row(job) for job in jobs]
+    if sys.stdout.isatty():
+        table = Table(box=None, pad_edge=False, show_header=heading, header_style="bold")
+        table.add_column("ID", no_wrap=True, min_width=36)
+        for name in ("STATE", "TYPE", "CHANNEL", "ATTEMPT", "QUEUED"):
+            table.add_column(name, no_wrap=True)
+        for job, row in zip(jobs, rows, strict=True):
+            id, state, *rest = row
+            cells: Iterable[Text] = (Text(each) for each in rest)
+            table.add_row(Text(id), Text(state, style=STATE_STYLES.get(job.state, "")), *cells)
+        Console(highlight=False).print(table)
+        return
+    for row in rows:
+        click.echo("\t".join(row))
+
+
+def _row(job: JobStatus) -> tuple[str, ...]:
+    attempt = f"{job.attempt}/{job.max_attempts}"
+    return (
+        str(job.id),
+        job.state,
+        clean(job.type),
+        clean(job.channel),
+        attempt,
+        _moment(job.queued),
+    )
+
+
+def write_counts(counts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Write the broker's counts, those inside others with both names."""
+    if as_json:
+        write_json(counts)
+        return
+    flat = list(_flat(counts))
+    width = max((len(name) for name, _ in flat), default=0) + 2
+    for name, value in flat:
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        shown = f"{shown:,.6g}" if isinstance(shown, float) else shown
+        click.echo(f"{clean(name):{width}}{clean(str(shown))}")
+
+
+def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in counts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"
+
+
+def _value(value: object) -> str:
+    return clean(_to_json(value).decode())

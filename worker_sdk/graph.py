@@ -70,8 +70,9 @@ class JobSpec(_TypeAndArgs, omit_defaults=True, kw_only=True, gc=False):
     inputs: bool = True
 
     def __post_init__(self) -> None:
-        if type(self.id) is not UUID:
-            self.id = as_uuid(self.id)
+        given: AnyId | None = self.id
+        if type(given) is not UUID:
+            self.id = new_uuid() if given is None else as_uuid(given)
         if self.dependencies:
             self.dependencies = _each_once(self.dependencies)
         elif self.dependencies != ():

@@ -1,0 +1,492 @@
+"""The asynchronous client: any number of requests under way at once, over one DEALER socket.
+
+pyzmq's own asyncio sockets cost more for each message than all the rest of a call, so the socket
+is tied to the loop here: ZeroMQ's file descriptor tells that something changed, once, and then
+everything is sent and received until nothing more is to be had.
+
+Jobs enqueued in the same turn of the loop share a message. A message is accepted or refused whole,
+so when a shared one is refused its jobs are sent again, each on its own, and only the culprit's
+caller gets the error. Nobody ever waits for others to come along.
+"""
+
+import asyncio
+import builtins
+import copy
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from datetime import datetime
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar, Unpack, cast, overload
+from uuid import UUID
+
+import zmq
+
+from worker_sdk import requests
+from worker_sdk.connection import MonitoredSocket, chosen_endpoint
+from worker_sdk.encoding import ENVELOPE_BYTES
+from worker_sdk.errors import ClientClosed, PointsmanError
+from worker_sdk.exchange import Call, Exchange
+from worker_sdk.graph import AnyJob, Duration, JobSpec
+from worker_sdk.ids import AnyId
+from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES
+from worker_sdk.requests import JobOptions, Page, Request, Steps
+from worker_sdk.status import JobStatus
+
+T = TypeVar("T")
+
+MOST_JOBS_SHARED = 1000
+MOST_BYTES_SHARED = 1024 * 1024
+
+PIPELINED = 4
+"""Requests of one ``enqueue_many`` under way at a time."""
+
+
+class _NewJob(NamedTuple):
+    """A job of ``enqueue``, and whom to tell that it is safely with the broker."""
+
+    encoded: bytes
+    enqueued: asyncio.Future[None]
+
+
+class _Shared:
+    """The jobs that went in one message."""
+
+    __slots__ = ("jobs", "refusals")
+
+    def __init__(self, jobs: list[_NewJob], refusals: int) -> None:
+        self.jobs = jobs
+        # How many messages had been taken apart when this one was made: if another has been
+        # since, this one may have been refused only because its jobs depend on that one's.
+        self.refusals = refusals
+
+
+class AsyncClient:
+    """The methods of Client, with ``await``, thousands at a time.
+
+    It belongs to the event loop that first uses it. The broker is at ``endpoint``, else where the
+    environment's POINTSMAN_BROKER says, else at the default endpoint. A broker that does not
+    answer a request within ``timeout`` seconds raises BrokerUnreachable.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        timeout: float = 10.0,
+        *,
+        message_limit: int = DEFAULT_MESSAGE_LIMIT_BYTES,
+    ) -> None:
+        self.endpoint = chosen_endpoint(endpoint)
+        self.timeout = timeout
+        self.message_limit = message_limit
+        self._exchange = Exchange(self.endpoint, timeout)
+        # Jobs of `enqueue` that go out in the next turn of the loop.
+        self._gathered: list[_NewJob] = []
+        # Shared messages that were refused and taken apart so far.
+        self._refusals = 0
+        self._turn_is_coming = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        # Set when the client is first used.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]]
+        self._monitored: MonitoredSocket
+
+    # ---- enqueue -----------------------------------------------------------------------------
+
+    async def enqueue(self, type: str, args: Any = None, **options: Unpack[JobOptions]) -> UUID:
+        """Enqueue a job and return its id. The options are those of JobSpec.
+
+        It is safely with the broker when this returns. Enqueuing the same content with the same
+        ``id`` again changes nothing; JobConflict if the content differs.
+        """
+        spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
+        encoded = requests.encode_one(spec, self.message_limit)
+        enqueued = self._running_loop().create_future()
+        self._gathered.append(_NewJob(encoded, enqueued))
+        if not self._turn_is_coming:
+            self._come_round()
+        await enqueued
+        return spec.id
+
+    async def enqueue_many(self, jobs: Iterable[AnyJob]) -> builtins.list[UUID]:
+        """Enqueue JobSpecs (or mappings with the same keys), in any order; ids in that order.
+
+        All or none, if they fit into one message of the broker; if not, all or none of those that
+        hang together by dependencies. TooLarge if those do not fit; DependencyCycle names a cycle.
+        """
+        return await self._carry_out(requests.enqueue_many(jobs, self.message_limit))
+
+    async def run(
+        self,
+        type: str,
+        args: Any = None,
+        *,
+        wait_timeout: Duration | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Any:
+        """Enqueue a job and return its result. Raises what ``result`` raises."""
+        spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
+        clock = self._running_loop().time
+        return await self._carry_out(
+            requests.run(spec, wait_timeout, self.message_limit, clock)
+        )
+
+    # ---- ask ---------------------------------------------------------------------------------
+
+    @overload
+    async def status(self, ids: AnyId, *, args: bool = False) -> JobStatus: ...  # type: ignore[overload-overlap]
+    @overload
+    async def status(
+        self, ids: Iterable[AnyId], *, args: bool = False
+    ) -> builtins.list[JobStatus]: ...
+    async def status(self, ids: AnyId | Iterable[AnyId], *, args: bool = False) -> Any:
+        """The status of a job, or of each of several, with its args if asked for."""
+        return await self._carry_out(requests.status(ids, args))
+
+    @overload
+    async def wait(self, ids: AnyId, timeout: Duration | None = None) -> JobStatus: ...  # type: ignore[overload-overlap]
+    @overload
+    async def wait(
+        self, ids: Iterable[AnyId], timeout: Duration | None = None
+    ) -> builtins.list[JobStatus]: ...
+    async def wait(self, ids: AnyId | Iterable[AnyId], timeout: Duration | None = None) -> Any:
+        """The status of a job, or of each of several, when all have ended; else WaitTimeout."""
+        return await self._carry_out(requests.wait(ids, timeout, self._running_loop().time))
+
+    async def result(self, id: AnyId, timeout: Duration | None = None) -> Any:
+        """The result of a job when it has finished; JobFailed, JobCanceled or WaitTimeout."""
+        return await self._carry_out(requests.result(id, timeout, self._running_loop().time))
+
+    async def list(
+        self,
+        *,
+        state: str | Iterable[str] | None = None,
+        type: str | None = None,
+        channel: str | None = None,
+        roots: bool = False,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> Page:
+        """A page of jobs: live ones first, then ended ones, each newest first.
+
+        ``roots``: only jobs without dependencies. ``since``, ``until``: when they were queued.
+        ``after``: the ``.after`` of the page before.
+        """
+        return await self._carry_out(
+            requests.list_jobs(
+                state=state,
+                type=type,
+                channel=channel,
+                roots=roots,
+                since=since,
+                until=until,
+                limit=limit,
+                after=after,
+            )
+        )
+
+    async def iter_jobs(
+        self,
+        *,
+        state: str | Iterable[str] | None = None,
+        type: str | None = None,
+        channel: str | None = None,
+        roots: bool = False,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        page_size: int = 1000,
+    ) -> AsyncIterator[JobStatus]:
+        """All jobs that ``list`` gives, page after page."""
+        after: str | None = None
+        states = state if state is None or isinstance(state, str) else tuple(state)
+        while True:
+            page = await self.list(
+                state=states,
+                type=type,
+                channel=channel,
+                roots=roots,
+                since=since,
+                until=until,
+                limit=page_size,
+                after=after,
+            )
+            for each in page:
+                yield each
+            after = page.after
+            if after is None:
+                return
+
+    async def stats(self) -> dict[str, Any]:
+        """The broker's counts."""
+        return await self._carry_out(requests.stats())
+
+    async def ping(self) -> str:
+        """The broker's version."""
+        return await self._carry_out(requests.ping())
+
+    # ---- change ------------------------------------------------------------------------------
+
+    @overload
+    async def cancel(self, ids: AnyId) -> bool: ...  # type: ignore[overload-overlap]
+    @overload
+    async def cancel(self, ids: Iterable[AnyId]) -> builtins.list[UUID]: ...
+    async def cancel(self, ids: AnyId | Iterable[AnyId]) -> Any:
+        """End a job that has not ended: whether this call did; of several, those that it ended."""
+        return await self._carry_out(requests.cancel(ids, self.message_limit))
+
+    async def retry(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:
+        """Run failed or canceled jobs again; all that run again, dependents too."""
+        return await self._carry_out(requests.retry(ids, self.message_limit))
+
+    async def delete(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:
+        """Have ended jobs forgotten that no live job depends on; those that are."""
+        return await self._carry_out(requests.delete(ids, self.message_limit))
+
+    # ---- life --------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Leave the broker. Calls under way raise ClientClosed."""
+        self.close_now()
+
+    def close_now(self) -> None:
+        """What ``close`` does, for where nothing can be awaited."""
+        if self._closed:
+            return
+        self._closed = True
+        why = ClientClosed("the client was closed during the call")
+        gathered, self._gathered = self._gathered, []
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        if not loop.is_closed():
+            loop.remove_reader(self._monitored.socket.fileno())
+            loop.remove_reader(self._monitored.monitor.fileno())
+            if self._timer is not None:
+                self._timer.cancel()
+            for job in gathered:
+                _fail(job.enqueued, why)
+            for call in self._exchange.abandon_all(why):
+                self._settled(call)
+        self._monitored.close()
+        self._context.term()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close_now()
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient of {self.endpoint}{', closed' if self._closed else ''}>"
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._open(loop)
+        return loop
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._closed:
+            raise ClientClosed(f"{self!r} cannot be used any more: make a new one")
+        if self._loop is not None:
+            raise RuntimeError(f"{self!r} belongs to another event loop: make one for each loop")
+        self._context = zmq.Context()
+        self._monitored = MonitoredSocket(self._context, zmq.DEALER, self.endpoint)
+        self._loop = loop
+        loop.add_reader(self._monitored.socket.fileno(), self._turn)
+        loop.add_reader(self._monitored.monitor.fileno(), self._on_monitor)
+
+    # ---- requests ----------------------------------------------------------------------------
+
+    async def _carry_out(self, steps: Steps[T]) -> T:
+        step: Callable[[Any], Request[Any] | Iterator[Request[Any]]] = steps.send
+        value: Any = None
+        while True:
+            try:
+                wanted = step(value)
+            except StopIteration as end:
+                return cast(T, end.value)
+            try:
+                if isinstance(wanted, Request):
+                    value = await self._ask(wanted)
+                else:
+                    value = await self._ask_all(wanted)
+                step = steps.send
+            except PointsmanError as error:
+                value, step = error, steps.throw
+
+    async def _ask(self, request: Request[T]) -> T:
+        call, settled = self._start(request)
+        try:
+            await settled
+        finally:
+            if call.outcome is None:  # the caller was canceled
+                self._exchange.abandon(call, ClientClosed("nobody waits for the answer"))
+        return request.answer(call)
+
+    async def _ask_all(self, wanted: Iterator[Request[Any]]) -> Any:
+        """Carry out all requests, some at a time; the newest answer, or the first error."""
+        under_way: deque[tuple[Request[Any], Call, asyncio.Future[None]]] = deque()
+        answer: Any = None
+        first_error: PointsmanError | None = None
+        while True:
+            request = next(wanted, None) if first_error is None else None
+            if request is not None:
+                under_way.append((request, *self._start(request)))
+            if not under_way:
+                break
+            if request is None or len(under_way) == PIPELINED:
+                request, call, settled = under_way.popleft()
+                await settled
+                try:
+                    answer = request.answer(call)
+                except PointsmanError as error:
+                    first_error = first_error or error
+        if first_error is not None:
+            raise first_error
+        return answer
+
+    def _start(self, request: Request[Any]) -> tuple[Call, asyncio.Future[None]]:
+        loop = self._running_loop()
+        settled: asyncio.Future[None] = loop.create_future()
+        call = self._exchange.start(
+            request.message, loop.time(), hold_s=request.hold_s, context=settled
+        )
+        if not self._turn_is_coming:
+            self._come_round()
+        return call, settled
+
+    def _share(self, jobs: builtins.list[_NewJob], now: float) -> None:
+        """Put jobs into one message."""
+        message = requests.enqueue_message([job.encoded for job in jobs])
+        self._exchange.start(message, now, context=_Shared(jobs, self._refusals))
+
+    def _share_gathered(self, now: float) -> None:
+        gathered, self._gathered = self._gathered, []
+        most_bytes = min(MOST_BYTES_SHARED, self.message_limit) - ENVELOPE_BYTES
+        shared: list[_NewJob] = []
+        shared_bytes = 0
+        for job in gathered:
+            job_bytes = len(job.encoded) + 1
+            if shared and (
+                shared_bytes + job_bytes > most_bytes or len(shared) == MOST_JOBS_SHARED
+            ):
+                self._share(shared, now)
+                shared, shared_bytes = [], 0
+            shared.append(job)
+            shared_bytes += job_bytes
+        self._share(shared, now)
+
+    def _settled(self, call: Call) -> None:
+        """Tell whoever waits for the call."""
+        context = call.context
+        if not isinstance(context, _Shared):
+            if not context.done():
+                context.set_result(None)
+        elif not isinstance(call.outcome, PointsmanError):
+            for _, enqueued in context.jobs:
+                if not enqueued.done():
+                    enqueued.set_result(None)
+        else:
+            self._refused(context, call.outcome)
+
+    def _refused(self, shared: _Shared, error: PointsmanError) -> None:
+        by_broker = bool(error.code) and error.code != "busy"
+        alone = len(shared.jobs) == 1 and shared.refusals == self._refusals
+        if not by_broker or alone or self._loop is None:
+            for _, enqueued in shared.jobs:
+                _fail(enqueued, error)
+            return
+        self._refusals += 1
+        now = self._loop.time()
+        for job in shared.jobs:
+            self._share([job], now)
+
+    # ---- the socket --------------------------------------------------------------------------
+
+    def _come_round(self) -> None:
+        if self._loop is not None:
+            self._turn_is_coming = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Send and receive until nothing is left to be sent or received."""
+        self._turn_is_coming = False
+        loop = self._loop
+        if loop is None:
+            return
+        now = loop.time()
+        if self._gathered:
+            self._share_gathered(now)
+        for call in self._exchange.tick(now):
+            self._settled(call)
+        # The descriptor tells of a change only once, and sending may use that up as receiving
+        # does: so both go on until neither has anything left.
+        while True:
+            blocked = self._send_all(now)
+            received = self._receive_all(now)
+            if received and self._exchange.next_to_send() is not None:
+                continue
+            if not blocked or not self._is_writable():
+                break
+        self._set_timer(loop)
+
+    def _send_all(self, now: float) -> bool:
+        """Send what may be sent; whether the socket takes no more."""
+        exchange, send = self._exchange, self._monitored.socket.send_multipart
+        while (call := exchange.next_to_send()) is not None:
+            try:
+                send(call.frames, zmq.NOBLOCK)
+            except zmq.Again:
+                return True
+            exchange.sent(call, now)
+        return False
+
+    def _receive_all(self, now: float) -> bool:
+        """Take in what has arrived; whether anything had."""
+        receive, take = self._monitored.socket.recv_multipart, self._exchange.receive
+        received = False
+        while True:
+            try:
+                frames = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                return received
+            received = True
+            call = take(frames, now)
+            if call is not None:
+                self._settled(call)
+
+    def _is_writable(self) -> bool:
+        events = self._monitored.socket.getsockopt(zmq.EVENTS)
+        return isinstance(events, int) and bool(events & zmq.POLLOUT)
+
+    def _on_monitor(self) -> None:
+        if self._monitored.was_disconnected():
+            self._exchange.disconnected()
+            self._turn()
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One timer for all calls: set earlier if need be, never later."""
+        due = self._exchange.next_due()
+        if due is None or (self._timer is not None and self._timer.when() <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._turn()
+
+
+def _fail(enqueued: asyncio.Future[None], error: PointsmanError) -> None:
+    """Each caller gets an exception of its own, since raising one writes to it."""
+    if not enqueued.done():
+        enqueued.set_exception(copy.copy(error))

@@ -1,0 +1,399 @@
+"""The synchronous client: each method one exchange with the broker, over a REQ socket."""
+
+import builtins
+import math
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, cast, overload
+from uuid import UUID
+
+import zmq
+
+from worker_sdk import requests
+from worker_sdk.connection import MonitoredSocket, chosen_endpoint
+from worker_sdk.errors import ClientClosed, PointsmanError
+from worker_sdk.exchange import Call, Exchange
+from worker_sdk.graph import AnyJob, Duration, JobSpec
+from worker_sdk.ids import AnyId
+from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES
+from worker_sdk.requests import JobOptions, Page, Request, Steps
+from worker_sdk.status import JobStatus
+
+T = TypeVar("T")
+
+LONGEST_BLOCK_S = 0.5
+"""How long a call is deaf to a broken connection and to ``close()`` from another thread."""
+
+PIPELINED = 2
+"""Requests of one ``enqueue_many`` under way at a time: one is committed while one is sent."""
+
+
+class Client:
+    """Enqueues jobs, and asks and waits for them.
+
+    The broker is at ``endpoint``, else where the environment's POINTSMAN_BROKER says, else at the
+    default endpoint. A broker that does not answer a request within ``timeout`` seconds raises
+    BrokerUnreachable; restarts and lost messages shorter than that are not noticed.
+
+    A client can be used by many threads at once; none waits for another. In a forked child it
+    goes on with connections of its own.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        timeout: float = 10.0,
+        *,
+        message_limit: int = DEFAULT_MESSAGE_LIMIT_BYTES,
+    ) -> None:
+        self.endpoint = chosen_endpoint(endpoint)
+        self.timeout = timeout
+        self.message_limit = message_limit
+        self._closed = False
+        self._start_anew()
+        _clients.add(self)
+
+    def _start_anew(self) -> None:
+        # Guards all below. One connection serves one call at a time; idle ones are kept.
+        self._lock = threading.Lock()
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._idle: list[_Connection] = []
+        self._in_use = 0
+
+    # ---- enqueue -----------------------------------------------------------------------------
+
+    def enqueue(self, type: str, args: Any = None, **options: Unpack[JobOptions]) -> UUID:
+        """Enqueue a job and return its id. The options are those of JobSpec.
+
+        It is safely with the broker when this returns. Enqueuing the same content with the same
+        ``id`` again changes nothing; JobConflict if the content differs.
+        """
+        spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
+        return self._carry_out(requests.enqueue(spec, self.message_limit))
+
+    def enqueue_many(self, jobs: Iterable[AnyJob]) -> builtins.list[UUID]:
+        """Enqueue JobSpecs (or mappings with the same keys), in any order; ids in that order.
+
+        All or none, if they fit into one message of the broker; if not, all or none of those that
+        hang together by dependencies. TooLarge if those do not fit; DependencyCycle names a cycle.
+        """
+        return self._carry_out(requests.enqueue_many(jobs, self.message_limit))
+
+    def run(
+        self,
+        type: str,
+        args: Any = None,
+        *,
+        wait_timeout: Duration | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Any:
+        """Enqueue a job and return its result. Raises what ``result`` raises."""
+        spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
+        return self._carry_out(
+            requests.run(spec, wait_timeout, self.message_limit, time.monotonic)
+        )
+
+    # ---- ask ---------------------------------------------------------------------------------
+
+    @overload
+    def status(self, ids: AnyId, *, args: bool = False) -> JobStatus: ...  # type: ignore[overload-overlap]
+    @overload
+    def status(self, ids: Iterable[AnyId], *, args: bool = False) -> builtins.list[JobStatus]: ...
+    def status(self, ids: AnyId | Iterable[AnyId], *, args: bool = False) -> Any:
+        """The status of a job, or of each of several, with its args if asked for."""
+        return self._carry_out(requests.status(ids, args))
+
+    @overload
+    def wait(self, ids: AnyId, timeout: Duration | None = None) -> JobStatus: ...  # type: ignore[overload-overlap]
+    @overload
+    def wait(
+        self, ids: Iterable[AnyId], timeout: Duration | None = None
+    ) -> builtins.list[JobStatus]: ...
+    def wait(self, ids: AnyId | Iterable[AnyId], timeout: Duration | None = None) -> Any:
+        """The status of a job, or of each of several, when all have ended; else WaitTimeout."""
+        return self._carry_out(requests.wait(ids, timeout, time.monotonic))
+
+    def result(self, id: AnyId, timeout: Duration | None = None) -> Any:
+        """The result of a job when it has finished; JobFailed, JobCanceled or WaitTimeout."""
+        return self._carry_out(requests.result(id, timeout, time.monotonic))
+
+    def list(
+        self,
+        *,
+        state: str | Iterable[str] | None = None,
+        type: str | None = None,
+        channel: str | None = None,
+        roots: bool = False,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> Page:
+        """A page of jobs: live ones first, then ended ones, each newest first.
+
+        ``roots``: only jobs without dependencies. ``since``, ``until``: when they were queued.
+        ``after``: the ``.after`` of the page before.
+        """
+        return self._carry_out(
+            requests.list_jobs(
+                state=state,
+                type=type,
+                channel=channel,
+                roots=roots,
+                since=since,
+                until=until,
+                limit=limit,
+                after=after,
+            )
+        )
+
+    def iter_jobs(
+        self,
+        *,
+        state: str | Iterable[str] | None = None,
+        type: str | None = None,
+        channel: str | None = None,
+        roots: bool = False,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        page_size: int = 1000,
+    ) -> Iterator[JobStatus]:
+        """All jobs that ``list`` gives, page after page."""
+        after: str | None = None
+        states = state if state is None or isinstance(state, str) else tuple(state)
+        while True:
+            page = self.list(
+                state=states,
+                type=type,
+                channel=channel,
+                roots=roots,
+                since=since,
+                until=until,
+                limit=page_size,
+                after=after,
+            )
+            yield from page
+            after = page.after
+            if after is None:
+                return
+
+    def stats(self) -> dict[str, Any]:
+        """The broker's counts."""
+        return self._carry_out(requests.stats())
+
+    def ping(self) -> str:
+        """The broker's version."""
+        return self._carry_out(requests.ping())
+
+    # ---- change ------------------------------------------------------------------------------
+
+    @overload
+    def cancel(self, ids: AnyId) -> bool: ...  # type: ignore[overload-overlap]
+    @overload
+    def cancel(self, ids: Iterable[AnyId]) -> builtins.list[UUID]: ...
+    def cancel(self, ids: AnyId | Iterable[AnyId]) -> Any:
+        """End a job that has not ended: whether this call did; of several, those that it ended."""
+        return self._carry_out(requests.cancel(ids, self.message_limit))
+
+    def retry(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:
+        """Run failed or canceled jobs again; all that run again, dependents too."""
+        return self._carry_out(requests.retry(ids, self.message_limit))
+
+    def delete(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:
+        """Have ended jobs forgotten that no live job depends on; those that are."""
+        return self._carry_out(requests.delete(ids, self.message_limit))
+
+    # ---- connections -------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Leave the broker. Calls of other threads that are under way raise ClientClosed."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            for connection in idle:
+                connection.close()
+            self._leave_if_unused()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.endpoint}{', closed' if self._closed else ''}>"
+
+    def _carry_out(self, steps: Steps[T]) -> T:
+        step: Callable[[Any], Request[Any] | Iterator[Request[Any]]] = steps.send
+        value: Any = None
+        while True:
+            try:
+                wanted = step(value)
+            except StopIteration as end:
+                return cast(T, end.value)
+            try:
+                value = self._ask_all(iter([wanted]) if isinstance(wanted, Request) else wanted)
+                step = steps.send
+            except PointsmanError as error:
+                value, step = error, steps.throw
+
+    def _ask_all(self, wanted: Iterator[Request[Any]]) -> Any:
+        """Carry out all requests, some at a time; the newest answer, or the first error."""
+        under_way: deque[tuple[_Connection, Request[Any], Call]] = deque()
+        answer: Any = None
+        first_error: PointsmanError | None = None
+        try:
+            while True:
+                request = next(wanted, None) if first_error is None else None
+                if request is not None:
+                    connection = self._check_out()
+                    under_way.append((connection, request, connection.begin(request)))
+                if not under_way:
+                    break
+                if request is None or len(under_way) == PIPELINED:
+                    connection, request, call = under_way[0]
+                    connection.finish(call)
+                    under_way.popleft()
+                    self._check_in(connection)
+                    try:
+                        answer = request.answer(call)
+                    except PointsmanError as error:
+                        first_error = first_error or error
+        finally:
+            for connection, *_ in under_way:
+                self._discard(connection)
+        if first_error is not None:
+            raise first_error
+        return answer
+
+    def _check_out(self) -> "_Connection":
+        with self._lock:
+            if self._closed:
+                raise ClientClosed(f"{self!r} cannot be used any more: make a new one")
+            connection = self._idle.pop() if self._idle else self._connect()
+            self._in_use += 1
+            return connection
+
+    def _connect(self) -> "_Connection":
+        if self._context is None:
+            self._context = zmq.Context()
+        return _Connection(self._context, self.endpoint, self.timeout, lambda: self._closed)
+
+    def _check_in(self, connection: "_Connection") -> None:
+        with self._lock:
+            self._in_use -= 1
+            if self._closed:
+                connection.close()
+                self._leave_if_unused()
+            else:
+                self._idle.append(connection)
+
+    def _discard(self, connection: "_Connection") -> None:
+        with self._lock:
+            self._in_use -= 1
+            connection.close()
+            self._leave_if_unused()
+
+    def _leave_if_unused(self) -> None:
+        if self._closed and not self._in_use and self._context is not None:
+            self._context.term()
+            self._context = None
+
+
+class _Connection:
+    """One REQ socket with its Exchange; used by one thread at a time."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        timeout_s: float,
+        is_closed: Callable[[], bool],
+    ) -> None:
+        self._monitored = MonitoredSocket(context, zmq.REQ, endpoint)
+        self._socket = self._monitored.socket
+        self._exchange = Exchange(endpoint, timeout_s, window=1)
+        self._is_closed = is_closed
+        # What SNDTIMEO and RCVTIMEO are set to; setting them costs more than comparing.
+        self._send_ms = self._receive_ms = -1
+
+    def begin(self, request: Request[Any]) -> Call:
+        """Start a call, and send it if that is possible at once."""
+        call = self._exchange.start(request.message, time.monotonic(), hold_s=request.hold_s)
+        self._send(call, 0)
+        return call
+
+    def finish(self, call: Call) -> None:
+        """Return when the call is settled."""
+        exchange = self._exchange
+        while True:
+            now = time.monotonic()
+            due = exchange.next_due()
+            if due is not None and due <= now:
+                exchange.tick(now)
+            if call.outcome is not None:
+                return
+            if self._is_closed():
+                exchange.abandon(call, ClientClosed("the client was closed during the call"))
+                return
+            limit_ms = math.ceil(1000 * min(LONGEST_BLOCK_S, max(0, (due or now) - now)))
+            if exchange.is_under_way(call):
+                self._receive(limit_ms)
+            elif exchange.next_to_send() is call:
+                self._send(call, limit_ms)
+            else:
+                time.sleep(limit_ms / 1000)
+
+    def _send(self, call: Call, limit_ms: int) -> None:
+        if limit_ms != self._send_ms:
+            self._socket.setsockopt(zmq.SNDTIMEO, limit_ms)
+            self._send_ms = limit_ms
+        try:
+            self._socket.send_multipart(call.frames[1:])
+        except zmq.Again:
+            return
+        self._exchange.sent(call, time.monotonic())
+
+    def _receive(self, limit_ms: int) -> None:
+        if limit_ms != self._receive_ms:
+            self._socket.setsockopt(zmq.RCVTIMEO, limit_ms)
+            self._receive_ms = limit_ms
+        try:
+            frames = self._socket.recv_multipart()
+        except zmq.Again:
+            if self._monitored.was_disconnected():
+                self._exchange.disconnected()
+            return
+        self._exchange.receive(frames, time.monotonic())
+
+    def close(self) -> None:
+        """Close the socket at once."""
+        self._monitored.close()
+
+
+# ---- fork ------------------------------------------------------------------------------------
+
+_clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
+_left_by_the_parent: list[Any] = []
+
+
+def _start_all_anew() -> None:
+    """In a forked child: its parent's sockets must be neither used nor closed."""
+    for client in _clients:
+        _left_by_the_parent.append((client._context, client._idle))
+        client._start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_all_anew)

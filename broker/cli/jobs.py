@@ -204,7 +204,7 @@ def list_jobs(
         heading = True
         while True:
             page = client.list(limit=PAGE_JOBS if everything else limit, after=after, **given)
-            write_list(page.jobs, as_json=as_json, heading=heading)
+            write_list(page, as_json=as_json, heading=heading)
             after, heading = page.after, False
             if after is None or not everything:
                 break

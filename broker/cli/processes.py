@@ -15,6 +15,7 @@ import click
 
 from broker import log as logs
 from broker.cli.options import CommandError, json_option
+from broker.cli.output import write_json
 from broker.config import Config, load, settings, show
 from worker_sdk import Worker
 
@@ -156,7 +157,12 @@ def _why_not_imported(name: str, error: Exception) -> str:
 
 
 @click.command()
-@click.argument("folder", required=False, metavar="[FOLDER]")
+@click.argument(
+    "folder",
+    required=False,
+    type=click.Path(exists=True, file_okay=False),
+    metavar="[FOLDER]",
+)
 @click.option(
     "--kill",
     is_flag=True,
@@ -170,15 +176,20 @@ def _why_not_imported(name: str, error: Exception) -> str:
     help="How many worker processes to run.",
 )
 @json_option
-def demo(folder: str | None, kill: bool, workers: int, as_json: bool) -> int:
+def demo(folder: str | None, kill: bool, workers: int, as_json: bool) -> None:
     """Compute the Merkle tree of FOLDER as one graph of jobs, and check the outcome.
 
     FOLDER is Python's own standard library if left out. It runs a broker and workers of its own,
     in a temporary folder, and leaves nothing behind. Exit code 1 on any difference.
     """
-    from broker.demo.main import run_demo
+    from broker.demo.main import DemoError, run_demo
 
-    return run_demo(folder, kill=kill, workers=workers, as_json=as_json)
+    try:
+        outcome = run_demo(folder, kill=kill, workers=workers, as_json=as_json)
+    except DemoError as error:
+        raise CommandError(str(error), "demo") from error
+    if as_json:
+        write_json(outcome)
 
 
 COMMANDS: tuple[click.Command, ...] = (serve, worker, demo)

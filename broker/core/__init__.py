@@ -1,0 +1,1 @@
+"""The state machine: pure, deterministic; no sockets, files, clocks or threads."""

@@ -1,0 +1,373 @@
+"""The one door into the core: commands of one turn in, what to write and to send out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import UNSET, Raw, UnsetType
+
+from broker.core.history import History, restore
+from broker.core.intake import Intake
+from broker.core.job import Job
+from broker.core.life import Life
+from broker.core.limits import Limits
+from broker.core.records import Archive, Record, Writes
+from broker.core.refusal import Refused
+from broker.core.service import Service
+from broker.core.workers import Crew, Origin, Pool, Worker
+from worker_sdk.messages import (
+    Bye,
+    Cancel,
+    CancelRunning,
+    Claiming,
+    Delete,
+    Enqueue,
+    Error,
+    Fail,
+    Finish,
+    Heartbeat,
+    Hello,
+    Inputs,
+    List,
+    Message,
+    Ok,
+    Ping,
+    Progress,
+    Release,
+    Retry,
+    Stats,
+    Status,
+    Wait,
+)
+
+_LONGEST_WAIT_S = 3600.0
+_PRUNE_EVERY_S = 1.0
+_PRUNE_ON_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A command of the server's own: these jobs could not be sent to a worker."""
+
+    connection: bytes
+    ids: tuple[str, ...]
+
+
+Command = tuple[Origin, "Message | Undelivered"]
+
+
+@dataclass(slots=True)
+class Dispatch:
+    """Running attempts to send to the worker that got them, as they are after the commit."""
+
+    origin: Origin
+    jobs: list[Job]
+    req: Raw | UnsetType = UNSET
+
+
+@dataclass(slots=True)
+class Effects:
+    """What follows from a turn: first commit `writes`, then send the rest, in this order."""
+
+    writes: Writes
+    replies: list[tuple[Origin, Message]] = field(default_factory=list)
+    dispatches: list[Dispatch] = field(default_factory=list)
+    reads: list[tuple[Origin, Message]] = field(default_factory=list)
+    """Requests that change nothing, to be answered from what is committed."""
+
+
+class Engine:
+    """The state machine: deterministic, without sockets, files, clocks, threads or randomness."""
+
+    def __init__(
+        self, archive: Archive, limits: Limits, *, seed: int, last_seq: int, version: str
+    ) -> None:
+        self.limits = limits
+        self.life = Life(seed, last_seq)
+        self.crew = Crew()
+        self.version = version
+        # Set once the broker is about to leave: nothing new starts or comes in.
+        self.draining = False
+        self._history = History(self.life, archive)
+        self._intake = Intake(self.life, self._history)
+        self._service = Service(self.life, self.crew, self._history, version)
+        # Commands that have to run at the start of a turn, and came later in one.
+        self._postponed: list[Command] = []
+        self._effects = Effects(Writes())
+        # Any: each takes the one type it stands beside.
+        self._handlers: dict[type, Callable[[Origin, Any], None]] = {
+            Enqueue: self._enqueue,
+            Wait: self._wait,
+            Cancel: self._cancel,
+            Retry: self._retry,
+            Delete: self._delete,
+            Status: self._read,
+            List: self._read,
+            Stats: self._read,
+            Ping: self._ping,
+            Hello: self._hello,
+            Finish: self._finish,
+            Fail: self._fail,
+            Release: self._release,
+            Progress: self._progress,
+            Claiming: self._claim,
+            Inputs: self._inputs,
+            Heartbeat: self._heartbeat,
+            Bye: self._bye,
+        }
+
+    def restore(self, records: Iterable[Record], now: float, wall: float) -> None:
+        """Take in what a store kept. Running attempts get a time of grace to be claimed in."""
+        life = self.life
+        life.now, life.wall = now, wall
+        for record in records:
+            restore(life, record)
+        life.timers.set(now + self.limits.grace, self._end_grace)
+        life.timers.set(now + _PRUNE_EVERY_S, self._prune)
+
+    def apply(self, commands: Iterable[Command], now: float, wall: float) -> Effects:
+        """Carry out one turn: what is due, then `commands`, then give out what is ready.
+
+        The writes of the turn before must have been committed.
+        `now` is monotonic, `wall` the time since the epoch, both in seconds.
+        """
+        life = self.life
+        life.now, life.wall = now, wall
+        self._history.settle()
+        effects = self._effects = Effects(Writes())
+        for call in life.timers.due(now):
+            call()
+        if self._postponed:
+            commands = [*self._postponed, *commands]
+            self._postponed = []
+        for origin, message in commands:
+            if isinstance(message, Undelivered):
+                self._service.undelivered(message.connection, message.ids)
+                continue
+            try:
+                self._handlers[type(message)](origin, message)
+            except Refused as refused:
+                self._refuse(origin, message, refused)
+        if not self.draining:
+            self._dispatch()
+        for (worker, reason), ids in life.stops.items():
+            effects.replies.append((worker.origin, CancelRunning(tuple(ids), reason)))
+        life.stops.clear()
+        effects.reads.extend(life.waits.over)
+        life.waits.over.clear()
+        effects.writes = life.take_writes()
+        life.lanes.sweep()
+        return effects
+
+    def wake_at(self) -> float | None:
+        """Give the time of the next turn that is due without any message; in the past: at once."""
+        return 0.0 if self._postponed else self.life.timers.next_at()
+
+    def stats(self) -> dict[str, object]:
+        """Give counts of what is live now, and of what has happened since the start."""
+        life = self.life
+        ready = sum(lane.ready for lane in life.lanes)
+        blocked = len(life.jobs) - ready - life.running - life.scheduled
+        return {
+            "jobs": {
+                "blocked": blocked,
+                "scheduled": life.scheduled,
+                "ready": ready,
+                "running": life.running,
+            },
+            "args_bytes": life.args_bytes,
+            "workers": len(self.crew.workers),
+            "waits": len(life.waits),
+            "totals": {**life.totals, "workers_lost": self._service.lost_total},
+            "lanes": [
+                {
+                    "channel": lane.channel,
+                    "type": lane.type,
+                    "live": lane.live,
+                    "ready": lane.ready,
+                    "workers": sum(pool.size for pool in lane.pools),
+                }
+                for lane in life.lanes
+            ],
+        }
+
+    def find_ended(self, ids: Sequence[str]) -> dict[str, Record]:
+        """Give those of `ids` that are ended jobs, as of the end of this turn."""
+        return self._history.find(ids)
+
+    # ---- client requests ----
+
+    def _enqueue(self, origin: Origin, message: Enqueue) -> None:
+        self._check_client(origin, "enqueue")
+        if self.draining:
+            raise Refused("busy", "the broker is about to stop")
+        if message.wait is not None:
+            self._check_waits()
+        ids = self._intake.enqueue(message, self.limits)
+        if message.wait is None:
+            self._reply(origin, Ok(ids=ids, req=message.req))
+        else:
+            self._wait(origin, Wait(ids, timeout=message.wait, req=message.req))
+
+    def _wait(self, origin: Origin, message: Wait) -> None:
+        self._check_client(origin, "wait")
+        life = self.life
+        open = [id for id in message.ids if id in life.jobs]
+        patience = _LONGEST_WAIT_S if message.timeout is None else message.timeout
+        if not open or not patience:
+            self._effects.reads.append((origin, message))
+        else:
+            self._check_waits()
+            if len(open) < len(message.ids):
+                self._history.check_exist([id for id in message.ids if id not in life.jobs])
+            life.waits.add(origin, message, open, life.now + min(patience, _LONGEST_WAIT_S))
+
+    def _check_waits(self) -> None:
+        if len(self.life.waits) >= self.limits.max_waits:
+            raise Refused("busy", f"{len(self.life.waits)} waits are open, the most there may be")
+
+    def _cancel(self, origin: Origin, message: Cancel) -> None:
+        self._check_client(origin, "cancel")
+        jobs = self.life.jobs
+        self._history.check_exist([id for id in message.ids if id not in jobs])
+        canceled = []
+        for id in message.ids:
+            # It may have gone with one canceled before it.
+            job = jobs.get(id)
+            if job is not None:
+                self.life.cancel(job, "request")
+                canceled.append(id)
+        self._reply(origin, Ok(ids=tuple(canceled), req=message.req))
+
+    def _retry(self, origin: Origin, message: Retry) -> None:
+        self._check_client(origin, "retry")
+        if not self._history.is_settled:
+            self._postponed.append((origin, message))
+            return
+        ids = self._history.retry(message.ids, self.limits)
+        self._reply(origin, Ok(ids=ids, req=message.req))
+
+    def _delete(self, origin: Origin, message: Delete) -> None:
+        self._check_client(origin, "delete")
+        if not self._history.is_settled:
+            self._postponed.append((origin, message))
+            return
+        self._reply(origin, Ok(ids=self._history.delete(message.ids), req=message.req))
+
+    def _ping(self, origin: Origin, message: Message) -> None:
+        self._check_client(origin, "ping")
+        self._reply(origin, Ok(version=self.version, req=message.req))
+
+    def _read(self, origin: Origin, message: Message) -> None:
+        self._check_client(origin, str(message.__struct_config__.tag))
+        self._effects.reads.append((origin, message))
+
+    def _check_client(self, origin: Origin, op: str) -> None:
+        if origin[0] in self.crew.workers:
+            raise Refused(
+                "unsupported",
+                f"{op} is for clients, and this connection said hello as a worker: "
+                "use a connection of its own",
+            )
+
+    # ---- worker requests ----
+
+    def _hello(self, origin: Origin, message: Hello) -> None:
+        welcome, *cancels = self._service.hello(origin, message, self.limits)
+        welcome.req = message.req
+        for answer in (welcome, *cancels):
+            self._reply(origin, answer)
+
+    def _finish(self, origin: Origin, message: Finish) -> None:
+        self._acknowledge(origin, message, self._service.finish(origin, message))
+
+    def _fail(self, origin: Origin, message: Fail) -> None:
+        self._acknowledge(origin, message, self._service.fail(origin, message))
+
+    def _release(self, origin: Origin, message: Release) -> None:
+        self._acknowledge(origin, message, self._service.release(origin, message))
+
+    def _progress(self, origin: Origin, message: Progress) -> None:
+        for refused in self._service.progress(origin, message):
+            self._refuse(origin, message, refused)
+
+    def _claim(self, origin: Origin, message: Claiming) -> None:
+        if self.draining:
+            raise Refused("busy", "the broker is about to stop")
+        job = self._service.claim(origin, message)
+        self._effects.dispatches.append(Dispatch(origin, [job], message.req))
+
+    def _inputs(self, origin: Origin, message: Inputs) -> None:
+        self._service.holds(origin, message.id, message.attempt)
+        self._effects.reads.append((origin, message))
+
+    def _heartbeat(self, origin: Origin, message: Heartbeat) -> None:
+        self._reply(origin, self._service.heartbeat(origin, message))
+
+    def _bye(self, origin: Origin, message: Bye) -> None:
+        self._service.bye(origin, message)
+        self._acknowledge(origin, message, [])
+
+    def _acknowledge(self, origin: Origin, message: Message, refusals: list[Refused]) -> None:
+        for refused in refusals:
+            self._refuse(origin, message, refused)
+        if not refusals and message.req is not UNSET:
+            self._reply(origin, Ok(req=message.req))
+
+    def _reply(self, origin: Origin, message: Message) -> None:
+        self._effects.replies.append((origin, message))
+
+    def _refuse(self, origin: Origin, message: Message, refused: Refused) -> None:
+        error = Error(refused.code, refused.message, refused.ids, req=message.req)
+        self._reply(origin, error)
+
+    # ---- giving out what is ready ----
+
+    def _dispatch(self) -> None:
+        life = self.life
+        for worker in life.moved:
+            if worker.pool.update(worker):
+                life.stirred[worker.pool] = None
+        life.moved.clear()
+        served: dict[Worker, None] = {}
+        for pool in life.stirred:
+            self._serve(pool, served)
+        life.stirred.clear()
+        for worker in served:
+            self._effects.dispatches.append(Dispatch(worker.origin, worker.outgoing))
+            worker.outgoing = []
+
+    def _serve(self, pool: Pool, served: dict[Worker, None]) -> None:
+        """Give out jobs until the pool has no free worker or no ready job."""
+        start = self.life.start
+        while (worker := pool.least_loaded()) is not None:
+            lane = pool.best_lane()
+            if lane is None:
+                return
+            if len(lane.pools) > 1:
+                for other in lane.pools:
+                    rival = other.least_loaded()
+                    if rival is not None and len(rival.running) < len(worker.running):
+                        worker = rival
+            for _ in range(pool.run_length(worker, lane)):
+                job = lane.take()
+                if job is None:
+                    break
+                start(job, worker)
+            served[worker] = None
+            worker.pool.update(worker)
+
+    # ---- duties that come with time ----
+
+    def _end_grace(self) -> None:
+        """Take attempts that nobody has claimed since the restart for lost."""
+        for job in self.life.unclaimed():
+            error = "the worker did not come back after the broker's restart"
+            self.life.attempt_failed(job, error, retry=True, backoff=False)
+
+    def _prune(self) -> None:
+        more = self._history.prune(self.limits)
+        pause = _PRUNE_ON_S if more else _PRUNE_EVERY_S
+        self.life.timers.set(self.life.now + pause, self._prune)

@@ -1,0 +1,142 @@
+"""Dependencies: who waits for whom, and which ended jobs live ones still need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from broker.core.job import FINISHED, Job
+from worker_sdk.messages import Dependency
+
+_SWEEP_FROM = 16
+
+
+def name_of(dependency: str | Dependency) -> str:
+    """Give the id that a dependency names."""
+    return dependency if isinstance(dependency, str) else dependency.id
+
+
+def condition_holds(dependency: str | Dependency, state: int) -> bool:
+    """Say whether an ended job's `state` satisfies a dependency on it."""
+    return state == FINISHED or (
+        not isinstance(dependency, str) and dependency.condition == "ended"
+    )
+
+
+def each_once(dependencies: tuple[str | Dependency, ...]) -> tuple[str | Dependency, ...]:
+    """Give the dependencies without repetition; of two conditions the stricter one counts."""
+    if len(dependencies) < 2 and all(isinstance(one, str) for one in dependencies):
+        return dependencies
+    by_id: dict[str, str | Dependency] = {}
+    for one in dependencies:
+        id = name_of(one)
+        if isinstance(one, str) or one.condition == "finished":
+            by_id[id] = id
+        else:
+            by_id.setdefault(id, one)
+    return tuple(by_id.values())
+
+
+class Dependents:
+    """The live jobs that depend on one live job, by their condition.
+
+    A dependent that ends before stays in its list, known by its state, until such ones are the
+    larger half and are swept out together.
+    """
+
+    __slots__ = ("_gone", "if_ended", "if_finished")
+
+    def __init__(self) -> None:
+        self.if_finished: list[Job] = []
+        self.if_ended: list[Job] = []
+        self._gone = 0
+
+    def __iter__(self) -> Iterator[Job]:
+        yield from self.if_finished
+        yield from self.if_ended
+
+    def forget_one(self) -> None:
+        """Count one dependent that has ended."""
+        self._gone += 1
+        if self._gone > _SWEEP_FROM and self._gone * 2 > len(self.if_finished) + len(self.if_ended):
+            self.if_finished = [job for job in self.if_finished if job.outcome is None]
+            self.if_ended = [job for job in self.if_ended if job.outcome is None]
+            self._gone = 0
+
+
+class Graph:
+    """The dependencies between live jobs, and of live jobs on ended ones."""
+
+    def __init__(self, jobs: dict[str, Job]) -> None:
+        # All live jobs, owned by Life.
+        self._jobs = jobs
+        # Ended jobs that live ones depend on -> by how many.
+        self._held: dict[str, int] = {}
+
+    def holds(self, id: str) -> bool:
+        """Say whether a live job depends on the ended job `id`."""
+        return id in self._held
+
+    def link(self, job: Job) -> None:
+        """Make a new live job wait for those of its dependencies that have not ended.
+
+        The others must exist and satisfy its conditions.
+        """
+        jobs, held = self._jobs, self._held
+        for dependency in job.dependencies:
+            id = name_of(dependency)
+            other = jobs.get(id)
+            if other is None:
+                held[id] = held.get(id, 0) + 1
+                continue
+            if other.dependents is None:
+                other.dependents = Dependents()
+            if isinstance(dependency, str):
+                other.dependents.if_finished.append(job)
+            else:
+                other.dependents.if_ended.append(job)
+            job.waiting += 1
+
+    def unlink(self, job: Job) -> None:
+        """Let go of what an ended job depended on."""
+        jobs, held = self._jobs, self._held
+        for dependency in job.dependencies:
+            id = name_of(dependency)
+            other = jobs.get(id)
+            if other is not None:
+                if other.dependents is not None:
+                    other.dependents.forget_one()
+            elif (count := held.get(id, 0)) > 1:
+                held[id] = count - 1
+            elif count:
+                del held[id]
+
+    def settle(self, job: Job) -> tuple[list[Job], list[Job]]:
+        """Tell the dependents of a job that has just ended.
+
+        Give those that wait for nothing any more, and those whose condition can no longer hold.
+        """
+        free: list[Job] = []
+        doomed: list[Job] = []
+        dependents, job.dependents = job.dependents, None
+        if dependents is None:
+            return free, doomed
+        finished = job.state is FINISHED
+        for other in dependents.if_finished:
+            if other.outcome is None:
+                if not finished:
+                    doomed.append(other)
+                elif self._one_less(other):
+                    free.append(other)
+        for other in dependents.if_ended:
+            if other.outcome is None and self._one_less(other):
+                free.append(other)
+        # The doomed ones count as well: each lets go when it ends.
+        held = sum(other.outcome is None for other in dependents)
+        if held:
+            self._held[job.id] = held
+        return free, doomed
+
+    @staticmethod
+    def _one_less(job: Job) -> bool:
+        job.waiting -= 1
+        return not job.waiting

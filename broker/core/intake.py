@@ -1,0 +1,166 @@
+"""Enqueue: all jobs of a request come in, or none."""
+
+from __future__ import annotations
+
+import msgspec
+
+from broker.core.graph import condition_holds, each_once, name_of
+from broker.core.history import History
+from broker.core.job import CANCELED, Job, Outcome
+from broker.core.lanes import encode_terms
+from broker.core.life import Life
+from broker.core.limits import Limits
+from broker.core.records import Record
+from broker.core.refusal import Refused, listed
+from worker_sdk.messages import Dependency, Enqueue, NewJob
+
+_Dependencies = tuple[str | Dependency, ...]
+_EXPLAINED_MOST = 5
+
+
+class Intake:
+    """Checks what comes in against what is there, and lets it in."""
+
+    def __init__(self, life: Life, history: History) -> None:
+        self._life = life
+        self._history = history
+
+    def enqueue(self, request: Enqueue, limits: Limits) -> tuple[str, ...]:
+        """Take in all jobs of `request`; those that are there already with the same content count
+        as taken in. Gives all their ids.
+        """
+        life = self._life
+        ids = tuple([spec.id for spec in request.jobs])
+        unknown = [id for id in ids if id not in life.jobs]
+        known = self._history.find(unknown) if unknown else {}
+        fresh: dict[str, Job] = {}
+        conflicts: list[str] = []
+        for spec in request.jobs:
+            id = spec.id
+            if id in fresh or id in life.jobs or id in known:
+                if not self._is_same(spec, fresh.get(id) or life.jobs.get(id) or known[id]):
+                    conflicts.append(id)
+                continue
+            terms = life.lanes.get(spec.channel, spec.type).terms(spec)
+            # Takes a number later: a refused request must leave no trace.
+            fresh[id] = Job(id, 0, terms, bytes(spec.args), spec.dependencies, life.wall)
+        try:
+            if conflicts:
+                raise Refused(
+                    "conflict",
+                    f"enqueued before with other content: {listed(conflicts)}",
+                    conflicts,
+                )
+            doomed = self._check_dependencies(fresh)
+            self._check_bounds(fresh, limits)
+        except Refused:
+            for job in fresh.values():
+                life.lanes.may_be_unused(job.terms.lane)
+            raise
+        for job in fresh.values():
+            job.seq = life.tick()
+            culprit = doomed.get(job.id) if doomed else None
+            if culprit is None:
+                life.admit(job)
+            else:
+                self._admit_doomed(job, culprit)
+        return ids
+
+    def _check_dependencies(self, fresh: dict[str, Job]) -> dict[str, str]:
+        """Look up every dependency; give the jobs that one of them dooms, each with the culprit.
+
+        A job is doomed by a dependency that has ended otherwise than its condition wants, be it
+        that it is doomed itself.
+        """
+        life = self._life
+        ended_ids = {
+            name_of(dependency)
+            for job in fresh.values()
+            if job.dependencies
+            for dependency in job.dependencies
+        }
+        ended_ids = {id for id in ended_ids if id not in life.jobs and id not in fresh}
+        ended = self._history.find(sorted(ended_ids)) if ended_ids else {}
+        seen: set[str] = set()
+        doomed: dict[str, str] = {}
+        faults: dict[str, str] = {}
+        missing: list[str] = []
+        for job in fresh.values():
+            if job.dependencies:
+                job.dependencies = each_once(job.dependencies)
+                for dependency in job.dependencies:
+                    id = name_of(dependency)
+                    if id in life.jobs:
+                        continue
+                    if id in doomed:
+                        if not condition_holds(dependency, CANCELED):
+                            doomed.setdefault(job.id, id)
+                    elif id in ended:
+                        if not condition_holds(dependency, ended[id].state):
+                            doomed.setdefault(job.id, id)
+                    elif id not in seen:
+                        faults.setdefault(job.id, self._explain(job.id, id, id in fresh))
+                        if id not in fresh:
+                            missing.append(id)
+            seen.add(job.id)
+        if faults:
+            message = "; ".join(list(faults.values())[:_EXPLAINED_MOST])
+            code = "not_exist" if missing else "invalid"
+            raise Refused(code, message, list(dict.fromkeys([*faults, *missing])))
+        return doomed
+
+    @staticmethod
+    def _explain(job_id: str, dependency_id: str, comes_later: bool) -> str:
+        if dependency_id == job_id:
+            return f"job {job_id} depends on itself"
+        if comes_later:
+            return (
+                f"job {job_id}: dependency {dependency_id} stands later in the request; "
+                "dependencies come first"
+            )
+        return f"job {job_id}: dependency {dependency_id} does not exist"
+
+    def _check_bounds(self, fresh: dict[str, Job], limits: Limits) -> None:
+        life = self._life
+        if len(life.jobs) + len(fresh) > limits.max_jobs:
+            raise Refused(
+                "busy", f"{len(life.jobs)} jobs are live, at most {limits.max_jobs} may be"
+            )
+        if life.args_bytes + sum([len(job.args) for job in fresh.values()]) > limits.max_bytes:
+            raise Refused(
+                "busy",
+                f"the args of live jobs take {life.args_bytes} bytes, "
+                f"at most {limits.max_bytes} may be",
+            )
+
+    def _admit_doomed(self, job: Job, culprit: str) -> None:
+        """Take in a job that is canceled in the same moment."""
+        life = self._life
+        life.admit(job)
+        if job.outcome is None:
+            why = Outcome(life.wall, None, reason="dependency", culprit=culprit)
+            life.end(job, CANCELED, why)
+
+    def _is_same(self, spec: NewJob, there: Job | Record) -> bool:
+        """Say whether a job that is there was enqueued with the content of `spec`."""
+        dependencies = each_once(spec.dependencies)
+        if isinstance(there, Job):
+            lane = there.terms.lane
+            same_lane = lane.channel == spec.channel and lane.type == spec.type
+            return (
+                same_lane
+                and self._same_json(there.args, bytes(spec.args))
+                and each_once(there.dependencies) == dependencies
+                and encode_terms(spec) == there.terms.encoded
+            )
+        return (
+            there.channel == spec.channel
+            and there.type == spec.type
+            and self._same_json(there.args, bytes(spec.args))
+            and msgspec.json.decode(there.dependencies, type=_Dependencies) == dependencies
+            and encode_terms(spec) == there.terms
+        )
+
+    @staticmethod
+    def _same_json(a: bytes, b: bytes) -> bool:
+        return a == b or msgspec.json.decode(a) == msgspec.json.decode(b)

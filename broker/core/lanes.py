@@ -1,0 +1,230 @@
+"""What is ready, by channel and type, in order."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from broker.core.job import READY, Job, Terms
+from worker_sdk.messages import Backoff, NewJob
+
+if TYPE_CHECKING:
+    from broker.core.workers import Pool
+
+_TERMS_CACHED_MOST = 1000
+_SWEEP_FROM = 64
+
+
+class StoredTerms(msgspec.Struct, omit_defaults=True):
+    """Terms as a store keeps them: the fields of NewJob of the same names."""
+
+    priority: int = 0
+    delay: float = 0.0
+    timeout: float | None = None
+    expires: float | None = None
+    max_attempts: int = 3
+    backoff: Backoff | float | None = None
+    inputs: bool = True
+
+
+_decode_terms = msgspec.json.Decoder(StoredTerms).decode
+_encode_terms = msgspec.json.Encoder().encode
+_DEFAULT_BACKOFF = Backoff()
+
+
+def _backoff(spec: NewJob | StoredTerms) -> Backoff:
+    if spec.backoff is None:
+        return _DEFAULT_BACKOFF
+    return spec.backoff if isinstance(spec.backoff, Backoff) else Backoff(first=spec.backoff)
+
+
+def encode_terms(spec: NewJob | StoredTerms) -> bytes:
+    """Give the terms that `spec` asks for in the form that a store keeps, the same for the same."""
+    backoff = _backoff(spec)
+    return _encode_terms(
+        StoredTerms(
+            priority=spec.priority,
+            delay=spec.delay,
+            timeout=spec.timeout,
+            expires=spec.expires,
+            max_attempts=spec.max_attempts,
+            backoff=None if backoff == _DEFAULT_BACKOFF else backoff,
+            inputs=spec.inputs,
+        )
+    )
+
+
+class Lane:
+    """The jobs of one type on one channel, and those among them that are ready.
+
+    Ready jobs stand in one queue a priority, first ready first. A job that stops being ready
+    otherwise than by `take` leaves its place in the queue behind: a stale place is known by the
+    job's state, is skipped at the head, and all are swept out when they are the larger half.
+    """
+
+    __slots__ = (
+        "_places",
+        "_priorities",
+        "_queues",
+        "_terms",
+        "channel",
+        "live",
+        "pools",
+        "ready",
+        "type",
+    )
+
+    def __init__(self, channel: str, type: str) -> None:
+        self.channel = channel
+        self.type = type
+        # The pools of workers that take jobs from here.
+        self.pools: list[Pool] = []
+        # How many live jobs are of this lane, in whatever state.
+        self.live = 0
+        # How many of them are ready.
+        self.ready = 0
+        # priority -> queue; no queue is empty but for the moment of a sweep.
+        self._queues: dict[int, deque[Job]] = {}
+        # The keys of _queues, ascending: the highest priority is last.
+        self._priorities: list[int] = []
+        # How many places, stale ones included, the queues have.
+        self._places = 0
+        # What was asked for -> the one Terms for it.
+        self._terms: dict[tuple[object, ...], Terms] = {}
+
+    def push(self, job: Job) -> bool:
+        """Append a job that has become ready; say whether it may be the head now."""
+        priority = job.terms.priority
+        leads = not self.ready or priority > self._priorities[-1]
+        self._queue(priority).append(job)
+        self._places += 1
+        self.ready += 1
+        return leads
+
+    def push_front(self, job: Job) -> bool:
+        """Put a job back that had been taken, before all others of its priority."""
+        self._queue(job.terms.priority).appendleft(job)
+        self._places += 1
+        self.ready += 1
+        return self.head() is job
+
+    def head(self) -> Job | None:
+        """Give the job to start next."""
+        while self._priorities:
+            queue = self._queues[self._priorities[-1]]
+            while queue:
+                job = queue[0]
+                if job.state is READY:
+                    return job
+                queue.popleft()
+                self._places -= 1
+            del self._queues[self._priorities.pop()]
+        return None
+
+    def take(self) -> Job | None:
+        """Give the job to start next, and take it out; the caller changes its state."""
+        job = self.head()
+        if job is not None:
+            self._queues[self._priorities[-1]].popleft()
+            self._places -= 1
+            self.ready -= 1
+        return job
+
+    def withdraw(self) -> None:
+        """Count one ready job less: its state has been changed, its place is stale now."""
+        self.ready -= 1
+        if self._places > 2 * self.ready + _SWEEP_FROM:
+            self._sweep()
+
+    def terms(self, spec: NewJob | StoredTerms) -> Terms:
+        """Give the one Terms record for what `spec` asks for."""
+        key = (
+            spec.priority,
+            spec.delay,
+            spec.timeout,
+            spec.expires,
+            spec.max_attempts,
+            spec.backoff,
+            spec.inputs,
+        )
+        terms = self._terms.get(key)
+        if terms is None:
+            if len(self._terms) >= _TERMS_CACHED_MOST:
+                self._terms.clear()
+            terms = self._terms[key] = self._new_terms(spec)
+        return terms
+
+    def terms_from_store(self, encoded: bytes) -> Terms:
+        """Give the Terms that a store kept as `encoded`."""
+        return self.terms(_decode_terms(encoded))
+
+    def _new_terms(self, spec: NewJob | StoredTerms) -> Terms:
+        return Terms(
+            self,
+            encode_terms(spec),
+            priority=spec.priority,
+            delay=spec.delay,
+            timeout=spec.timeout,
+            expires=spec.expires,
+            max_attempts=spec.max_attempts,
+            backoff=_backoff(spec),
+            inputs=spec.inputs,
+        )
+
+    def _queue(self, priority: int) -> deque[Job]:
+        queue = self._queues.get(priority)
+        if queue is None:
+            queue = self._queues[priority] = deque()
+            insort(self._priorities, priority)
+        return queue
+
+    def _sweep(self) -> None:
+        self._places = 0
+        for priority in list(self._priorities):
+            # A job that was withdrawn and is ready again may have two places: the first one counts.
+            places = dict.fromkeys(job for job in self._queues[priority] if job.state is READY)
+            if places:
+                self._queues[priority] = deque(places)
+                self._places += len(places)
+            else:
+                del self._queues[priority]
+                self._priorities.remove(priority)
+
+
+class Lanes:
+    """All lanes, by channel and type: there as long as a job or a worker needs them."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[tuple[str, str], Lane] = {}
+        # Lanes that have lost something since the last sweep.
+        self._unused: dict[Lane, None] = {}
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._lanes.values())
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def get(self, channel: str, type: str) -> Lane:
+        """Give the lane, made now if need be."""
+        lane = self._lanes.get((channel, type))
+        if lane is None:
+            lane = self._lanes[channel, type] = Lane(channel, type)
+        return lane
+
+    def may_be_unused(self, lane: Lane) -> None:
+        """Take note that `lane` lost a job or a worker."""
+        self._unused[lane] = None
+
+    def sweep(self) -> None:
+        """Forget the lanes that have neither jobs nor workers: between turns, when no record
+        that is about to become a live job refers to one.
+        """
+        for lane in self._unused:
+            if not lane.live and not lane.pools:
+                self._lanes.pop((lane.channel, lane.type), None)
+        self._unused.clear()

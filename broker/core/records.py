@@ -1,0 +1,73 @@
+"""What passes between the core and a store: what a turn changed, and what is asked back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from msgspec import Struct
+
+from broker.core.job import Job
+
+
+class Record(Struct, gc=False):
+    """A job as a store gives it back. Times are seconds since the epoch."""
+
+    seq: int
+    id: str
+    type: str
+    channel: str
+    terms: bytes
+    """JSON, see Terms.encoded."""
+    args: bytes
+    dependencies: bytes
+    """JSON, a list as in NewJob.dependencies; b"[]" for none."""
+    queued: float
+    state: int
+    """A broker.core.job.State. Of live jobs only `running` is told apart from the others."""
+    attempt: int
+    spared: int
+    due: float | None
+    started: float | None
+    ended: float | None = None
+    result: bytes | None = None
+    error: str | None = None
+    reason: str | None = None
+    culprit: str | None = None
+
+
+@dataclass(slots=True)
+class Writes:
+    """What one turn of the loop changed, to be committed as one transaction."""
+
+    inserted: list[Job] = field(default_factory=list)
+    """New live jobs, in the order of `seq` (some may have ended since: then in `ended` too)."""
+    updated: list[Job] = field(default_factory=list)
+    """Live jobs with another state, attempt, spared, due or start; none that is in `inserted`."""
+    ended: list[Job] = field(default_factory=list)
+    """Jobs that ended, with their outcome; live in the store until now, or in `inserted` too."""
+    removed: list[str] = field(default_factory=list)
+    """Ended jobs to forget: pruned, deleted, or live again by a retry (then in `inserted` too)."""
+    deferred: list[str] = field(default_factory=list)
+    """Ended jobs to keep for longer, since a live job depends on them: back of the line."""
+
+    def __bool__(self) -> bool:
+        return bool(self.inserted or self.updated or self.ended or self.removed or self.deferred)
+
+
+class Archive(Protocol):
+    """What the core asks a store for: jobs that have ended and left memory."""
+
+    def find(self, ids: Sequence[str]) -> dict[str, Record]:
+        """Give those of `ids` that are ended jobs. O(log n) each."""
+
+    def dependents(self, ids: Sequence[str]) -> dict[str, list[str]]:
+        """Give the ids of all committed jobs, live or ended, that depend on each of `ids`."""
+
+    def oldest(self, limit: int) -> list[tuple[str, float]]:
+        """Give id and end of the ended jobs that are next in line to be pruned, at most `limit`."""
+
+    @property
+    def ended_count(self) -> int:
+        """How many ended jobs are kept. O(1)."""

@@ -1,0 +1,32 @@
+"""How the core says no: an error that its sender caused, with the code that goes on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Refused(Exception):
+    """A request is not carried out; `ids` are the jobs at fault, if the fault is one of jobs."""
+
+    def __init__(self, code: str, message: str, ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.ids = tuple(ids)
+
+
+_SHOWN_MOST = 5
+
+
+def listed(ids: Sequence[str]) -> str:
+    """Give ids for a message: all of a few, the first of many."""
+    shown = ", ".join(ids[:_SHOWN_MOST])
+    more = len(ids) - _SHOWN_MOST
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def not_exist(ids: Sequence[str]) -> Refused:
+    """Give the refusal for unknown jobs."""
+    if len(ids) == 1:
+        return Refused("not_exist", f"job {ids[0]} does not exist", ids)
+    return Refused("not_exist", f"jobs do not exist: {listed(ids)}", ids)

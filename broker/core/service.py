@@ -1,0 +1,298 @@
+"""What workers say: who they are, how their attempts ended, and that they are alive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from broker.core.history import History
+from broker.core.job import CANCELED, READY, STATE_NAMES, Job
+from broker.core.life import Life
+from broker.core.limits import Limits
+from broker.core.refusal import Refused, listed
+from broker.core.workers import Crew, Origin, Pool, Worker
+from worker_sdk.messages import (
+    Bye,
+    CancelRunning,
+    Claim,
+    Claiming,
+    Fail,
+    Failure,
+    Finish,
+    Heartbeat,
+    Hello,
+    Message,
+    Outcome,
+    Progress,
+    Release,
+    Welcome,
+)
+
+_ERROR_KEPT_MOST = 65_536  # characters of what a failed attempt says
+_HEARTBEATS_PER_LIMIT = 4
+
+
+class Service:
+    """Carries out the workers' requests."""
+
+    def __init__(self, life: Life, crew: Crew, history: History, version: str) -> None:
+        self._life = life
+        self._crew = crew
+        self._history = history
+        self._version = version
+        # Workers that were lost to silence since the start.
+        self.lost_total = 0
+
+    def worker(self, origin: Origin, op: str) -> Worker:
+        """Give the worker on a connection, and note that it lives."""
+        worker = self._crew.workers.get(origin[0])
+        if worker is None:
+            raise Refused(
+                "unsupported",
+                f"{op} is for workers, and no worker is known on this connection: say hello first",
+            )
+        worker.last_seen = self._life.now
+        if worker.stalled:
+            worker.stalled = False
+            self._life.moved[worker] = None
+        return worker
+
+    # ---- coming and going ----
+
+    def hello(self, origin: Origin, message: Hello, limits: Limits) -> list[Message]:
+        """Take a worker in, or anew; give what to tell it."""
+        if not message.types or not message.channels:
+            raise Refused("invalid", "hello needs at least one type and one channel")
+        life, crew = self._life, self._crew
+        known = crew.workers.get(origin[0])
+        former = crew.sessions.get(message.session) if message.session else None
+        if known is None and former is None and len(crew.workers) >= limits.max_workers:
+            raise Refused(
+                "busy", f"{len(crew.workers)} workers are connected, the most there may be"
+            )
+        pool = self._pool(message.channels, message.types)
+        worker = Worker(origin, message.name, message.session, message.credit, pool)
+        worker.last_seen = life.now
+        if known is not None:
+            # What is on its way to it on this same connection is still its.
+            for job in list(known.running.values()):
+                life.adopt(job, worker)
+            self._dismiss(known)
+        refused = self._adopt_claims(worker, former, message.running)
+        if former is not None and former is not known:
+            self.release_all(former)
+            self._dismiss(former)
+        crew.join(worker)
+        life.moved[worker] = None
+        self._watch(worker, limits)
+        welcome = Welcome(
+            version=self._version,
+            heartbeat=limits.heartbeat_limit / _HEARTBEATS_PER_LIMIT,
+            heartbeat_limit=limits.heartbeat_limit,
+            message_limit=limits.max_message,
+        )
+        return [welcome, *(CancelRunning(tuple(ids), why) for why, ids in refused.items())]
+
+    def bye(self, origin: Origin, message: Bye) -> None:
+        """Let a worker go, and give back what it holds."""
+        worker = self.worker(origin, "bye")
+        self.release_all(worker)
+        self._dismiss(worker)
+
+    def lose(self, worker: Worker) -> None:
+        """Let a silent worker go; its attempts have failed."""
+        self.lost_total += 1
+        for job in reversed(list(worker.running.values())):
+            error = f"worker {worker.name or 'without a name'} was silent for too long"
+            self._life.attempt_failed(job, error, retry=True, backoff=False)
+        self._dismiss(worker)
+
+    def undelivered(self, connection: bytes, ids: Sequence[str]) -> None:
+        """Take back jobs that could not be sent to a worker; it gets none until it is heard."""
+        worker = self._crew.workers.get(connection)
+        if worker is None:
+            return
+        for id in reversed(ids):
+            job = worker.running.get(id)
+            if job is not None:
+                self._life.give_back(job)
+        worker.stalled = True
+        self._life.moved[worker] = None
+
+    def release_all(self, worker: Worker) -> None:
+        """Make all that a worker holds ready again, in the order it was given."""
+        for job in reversed(list(worker.running.values())):
+            self._life.give_back(job)
+
+    def _dismiss(self, worker: Worker) -> None:
+        life = self._life
+        if worker.timer is not None:
+            life.timers.cancel(worker.timer)
+        life.moved.pop(worker, None)
+        self._crew.leave(worker)
+        if self._crew.drop_if_empty(worker.pool):
+            life.stirred.pop(worker.pool, None)
+            for lane in worker.pool.lanes:
+                life.lanes.may_be_unused(lane)
+
+    def _pool(self, channels: tuple[str, ...], types: tuple[str, ...]) -> Pool:
+        key = (frozenset(channels), frozenset(types))
+        pool = self._crew.pools.get(key)
+        if pool is None:
+            lanes = [
+                self._life.lanes.get(channel, type)
+                for channel in dict.fromkeys(channels)
+                for type in dict.fromkeys(types)
+            ]
+            pool = self._crew.pools[key] = Pool(key, lanes)
+            for lane in lanes:
+                lane.pools.append(pool)
+                head = lane.head()
+                if head is not None:
+                    pool.announce(lane, head)
+        return pool
+
+    def _adopt_claims(
+        self, worker: Worker, former: Worker | None, claims: tuple[Claim, ...]
+    ) -> dict[str, list[str]]:
+        """Let attempts go on that the worker says it runs; give the others, by why they cannot."""
+        life = self._life
+        refused: dict[str, list[str]] = {}
+        for claim in claims:
+            job = life.jobs.get(claim.id)
+            if job is not None and job.run is not None and job.attempt == claim.attempt:
+                holder = job.run.worker
+                if holder is None or holder is former:
+                    life.adopt(job, worker)
+                if job.run.worker is worker:
+                    continue
+            reason = "lost"
+            if job is None:
+                record = self._history.find([claim.id]).get(claim.id)
+                if record is not None and record.state == CANCELED:
+                    reason = record.reason or "request"
+            refused.setdefault(reason, []).append(claim.id)
+        return refused
+
+    # ---- the lease ----
+
+    def _watch(self, worker: Worker, limits: Limits) -> None:
+        life = self._life
+        worker.timer = life.timers.set(
+            worker.last_seen + limits.heartbeat_limit, partial(self._check, worker, limits)
+        )
+
+    def _check(self, worker: Worker, limits: Limits) -> None:
+        if worker.last_seen + limits.heartbeat_limit > self._life.now:
+            self._watch(worker, limits)
+        else:
+            self.lose(worker)
+
+    def heartbeat(self, origin: Origin, message: Heartbeat) -> Heartbeat:
+        """Take a sign of life, and answer it."""
+        self._set_credit(self.worker(origin, "heartbeat"), message.credit)
+        return Heartbeat(req=message.req)
+
+    # ---- attempts ----
+
+    def finish(self, origin: Origin, message: Finish) -> list[Refused]:
+        """Record results; give the refusals, if any."""
+        worker = self.worker(origin, "finish")
+        running, end = worker.running, self._life.finish
+        strays: list[Outcome | Failure | Claim] = []
+        for one in message.jobs:
+            job = running.get(one.id)
+            if job is not None and job.attempt == one.attempt:
+                end(job, bytes(one.result))
+            else:
+                strays.append(one)
+        self._set_credit(worker, message.credit)
+        return self._refuse(strays) if strays else []
+
+    def fail(self, origin: Origin, message: Fail) -> list[Refused]:
+        """Record failures; give the refusals, if any."""
+        worker = self.worker(origin, "fail")
+        strays: list[Outcome | Failure | Claim] = []
+        for one in message.jobs:
+            job = worker.running.get(one.id)
+            if job is not None and job.attempt == one.attempt:
+                self._life.attempt_failed(job, one.error[:_ERROR_KEPT_MOST], retry=one.retry)
+            else:
+                strays.append(one)
+        self._set_credit(worker, message.credit)
+        return self._refuse(strays) if strays else []
+
+    def release(self, origin: Origin, message: Release) -> list[Refused]:
+        """Take attempts back that were not run; give the refusals, if any."""
+        worker = self.worker(origin, "release")
+        strays: list[Outcome | Failure | Claim] = []
+        for one in reversed(message.jobs):
+            job = worker.running.get(one.id)
+            if job is not None and job.attempt == one.attempt:
+                self._life.give_back(job)
+            else:
+                strays.append(one)
+        self._set_credit(worker, message.credit)
+        return self._refuse(strays) if strays else []
+
+    def progress(self, origin: Origin, message: Progress) -> list[Refused]:
+        """Note how far attempts have come; give the refusals, if any."""
+        worker = self.worker(origin, "progress")
+        strays: list[Outcome | Failure | Claim] = []
+        for one in message.jobs:
+            job = worker.running.get(one.id)
+            if job is not None and job.run is not None and job.attempt == one.attempt:
+                job.run.progress = one.value
+            else:
+                strays.append(Claim(one.id, one.attempt))
+        return self._refuse(strays) if strays else []
+
+    def claim(self, origin: Origin, message: Claiming) -> Job:
+        """Give the worker the one job it asks for."""
+        worker = self.worker(origin, "claim")
+        job = self._life.jobs.get(message.id)
+        if job is None:
+            refusals = self._refuse([Claim(message.id, 1)])
+            if refusals[0].code != "not_running":
+                raise refusals[0]
+            raise Refused("not_ready", f"job {message.id} has ended", [message.id])
+        if job.state is not READY:
+            state = STATE_NAMES[job.state]
+            raise Refused("not_ready", f"job {job.id} is {state}, not ready", [job.id])
+        self._life.claim(job, worker)
+        worker.outgoing.remove(job)
+        self._life.moved[worker] = None
+        return job
+
+    def holds(self, origin: Origin, id: str, attempt: int) -> Job:
+        """Give the job whose running attempt the worker holds."""
+        job = self.worker(origin, "inputs").running.get(id)
+        if job is None or job.attempt != attempt:
+            raise self._refuse([Claim(id, attempt)])[0]
+        return job
+
+    def _refuse(self, strays: Sequence[Outcome | Failure | Claim]) -> list[Refused]:
+        """Say of each attempt that is not the worker's running one what became of it."""
+        by_code: dict[str, list[str]] = {}
+        ended = self._history.find([one.id for one in strays])
+        for one in strays:
+            if one.id in self._life.jobs:
+                code = "not_running"
+            elif one.id not in ended:
+                code = "not_exist"
+            else:
+                code = "canceled" if ended[one.id].state == CANCELED else "not_running"
+            by_code.setdefault(code, []).append(one.id)
+        said = {
+            "not_running": "this attempt is not running on this worker",
+            "not_exist": "does not exist",
+            "canceled": "was canceled",
+        }
+        return [
+            Refused(code, f"job {listed(ids)}: {said[code]}", ids) for code, ids in by_code.items()
+        ]
+
+    def _set_credit(self, worker: Worker, credit: int | None) -> None:
+        if credit is not None and credit != worker.credit:
+            worker.credit = credit
+            self._life.moved[worker] = None

@@ -1,0 +1,67 @@
+"""Who waits for jobs to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from broker.core.timers import Timer, Timers
+from broker.core.workers import Origin
+from worker_sdk.messages import Wait
+
+
+class _Waiter:
+    """One `wait` that has not been answered."""
+
+    __slots__ = ("open", "origin", "request", "timer")
+
+    def __init__(self, origin: Origin, request: Wait, open: set[str]) -> None:
+        self.origin = origin
+        self.request = request
+        # The jobs that have not ended.
+        self.open = open
+        # The end of its patience.
+        self.timer: Timer | None = None
+
+
+class Waits:
+    """All waits that have not been answered, by the jobs they wait for."""
+
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
+        self._by_job: dict[str, dict[_Waiter, None]] = {}
+        self._count = 0
+        # Waits that are over, to be answered when this turn is committed.
+        self.over: list[tuple[Origin, Wait]] = []
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, origin: Origin, request: Wait, open: Iterable[str], until: float) -> None:
+        """Answer `request` when all of `open`, live jobs, have ended, or at the time `until`."""
+        waiter = _Waiter(origin, request, set(open))
+        for id in waiter.open:
+            self._by_job.setdefault(id, {})[waiter] = None
+        waiter.timer = self._timers.set(until, partial(self._give_up, waiter))
+        self._count += 1
+
+    def ended(self, id: str) -> None:
+        """Take note of the end of a job."""
+        for waiter in self._by_job.pop(id, ()):
+            waiter.open.discard(id)
+            if not waiter.open:
+                assert waiter.timer is not None
+                self._timers.cancel(waiter.timer)
+                self._answer(waiter)
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        for id in waiter.open:
+            others = self._by_job[id]
+            del others[waiter]
+            if not others:
+                del self._by_job[id]
+        self._answer(waiter)
+
+    def _answer(self, waiter: _Waiter) -> None:
+        self._count -= 1
+        self.over.append((waiter.origin, waiter.request))

@@ -1,0 +1,182 @@
+"""Who is connected, what they take, and who of them takes the next job."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from heapq import heapify, heappop, heappush, heapreplace
+
+from broker.core.job import Job
+from broker.core.lanes import Lane
+from broker.core.timers import Timer
+
+Origin = tuple[bytes, ...]
+"""The frames that a message came with, up to and with the empty one: the way back to its sender.
+The first of them is the connection."""
+
+_NOT_FREE = -1
+
+
+class Worker:
+    """A connected worker."""
+
+    __slots__ = (
+        "connection",
+        "credit",
+        "last_seen",
+        "level",
+        "name",
+        "origin",
+        "outgoing",
+        "pool",
+        "running",
+        "session",
+        "stalled",
+        "timer",
+    )
+
+    def __init__(self, origin: Origin, name: str, session: str, credit: int, pool: Pool) -> None:
+        self.connection = origin[0]
+        # Where its messages go.
+        self.origin = origin
+        # For people; nothing depends on it.
+        self.name = name
+        # The worker's own word for itself, the same over its reconnects; "" for none.
+        self.session = session
+        # How many jobs it holds at most.
+        self.credit = credit
+        # The attempts that it holds: id -> job.
+        self.running: dict[str, Job] = {}
+        # Those of them that this turn gave it.
+        self.outgoing: list[Job] = []
+        # When it was heard last, monotonic seconds.
+        self.last_seen = 0.0
+        # Set while a message could not be delivered and it has not been heard since.
+        self.stalled = False
+        # Its lease.
+        self.timer: Timer | None = None
+        # The workers that take the same jobs, and its place among them (see Pool).
+        self.pool = pool
+        self.level = _NOT_FREE
+
+
+class Pool:
+    """The workers that take jobs from the same lanes.
+
+    It finds the best head among its lanes in O(log lanes), and the least loaded worker that has
+    credit left in O(1). Work for a job thus depends on the number of pools that share a lane,
+    not on that of workers or lanes.
+    """
+
+    __slots__ = ("_backlog", "_free", "_levels", "_lowest", "key", "lanes", "size")
+
+    def __init__(self, key: tuple[frozenset[str], frozenset[str]], lanes: list[Lane]) -> None:
+        # Channels and types.
+        self.key = key
+        self.lanes = lanes
+        # How many workers it has.
+        self.size = 0
+        # How many of them have credit left.
+        self._free = 0
+        # Those, by the number of jobs they hold; within a level, whoever came to it first.
+        self._levels: list[OrderedDict[Worker, None]] = []
+        # No level below this one has a worker.
+        self._lowest = 0
+        # (-priority, order, lane) for each lane with ready jobs, at or before its head's true key:
+        # a head that is gone is corrected when its entry comes up.
+        self._backlog: list[tuple[int, int, Lane]] = []
+
+    def update(self, worker: Worker) -> bool:
+        """Take note of a worker's load and credit; say whether it has credit left."""
+        load = len(worker.running)
+        level = load if load < worker.credit and not worker.stalled else _NOT_FREE
+        if level != worker.level:
+            self._leave(worker)
+            worker.level = level
+            if level != _NOT_FREE:
+                while len(self._levels) <= level:
+                    self._levels.append(OrderedDict())
+                self._levels[level][worker] = None
+                self._lowest = min(self._lowest, level)
+                self._free += 1
+        return level != _NOT_FREE
+
+    def remove(self, worker: Worker) -> None:
+        """Let a worker go."""
+        self._leave(worker)
+        worker.level = _NOT_FREE
+        self.size -= 1
+
+    def least_loaded(self) -> Worker | None:
+        """Give the worker with credit left that holds the fewest jobs."""
+        if self._free:
+            for level in range(self._lowest, len(self._levels)):
+                if self._levels[level]:
+                    self._lowest = level
+                    return next(iter(self._levels[level]))
+        return None
+
+    def announce(self, lane: Lane, head: Job) -> None:
+        """Take note of a new head of one of the lanes."""
+        backlog = self._backlog
+        heappush(backlog, (-head.terms.priority, head.order, lane))
+        if len(backlog) > 4 * len(self.lanes) + 64:
+            heads = [(lane, lane.head()) for lane in self.lanes]
+            backlog[:] = [(-job.terms.priority, job.order, lane) for lane, job in heads if job]
+            heapify(backlog)
+
+    def best_lane(self) -> Lane | None:
+        """Give the lane with the best head: highest priority, then first ready."""
+        backlog = self._backlog
+        while backlog:
+            _, order, lane = backlog[0]
+            head = lane.head()
+            if head is None:
+                heappop(backlog)
+            elif head.order == order:
+                return lane
+            else:
+                heapreplace(backlog, (-head.terms.priority, head.order, lane))
+        return None
+
+    def run_length(self, worker: Worker, lane: Lane) -> int:
+        """Give how many jobs in a row may go from `lane` to `worker` without a look around."""
+        alone = self._free == 1 and len(self.lanes) == 1 and len(lane.pools) == 1
+        return worker.credit - len(worker.running) if alone else 1
+
+    def _leave(self, worker: Worker) -> None:
+        if worker.level != _NOT_FREE:
+            del self._levels[worker.level][worker]
+            self._free -= 1
+
+
+class Crew:
+    """All workers, by connection, and the pools they form."""
+
+    def __init__(self) -> None:
+        self.workers: dict[bytes, Worker] = {}
+        # session -> its newest connection's worker
+        self.sessions: dict[str, Worker] = {}
+        self.pools: dict[tuple[frozenset[str], frozenset[str]], Pool] = {}
+
+    def join(self, worker: Worker) -> None:
+        """Take a worker in; its pool is one of `pools`."""
+        worker.pool.size += 1
+        self.workers[worker.connection] = worker
+        if worker.session:
+            self.sessions[worker.session] = worker
+
+    def leave(self, worker: Worker) -> None:
+        """Let a worker go; an empty pool goes with its last one, its lanes no longer name it."""
+        worker.pool.remove(worker)
+        self.workers.pop(worker.connection, None)
+        if self.sessions.get(worker.session) is worker:
+            del self.sessions[worker.session]
+
+    def drop_if_empty(self, pool: Pool) -> bool:
+        """Forget `pool` if it has no workers; say whether it is gone."""
+        if pool.size:
+            return False
+        self.pools.pop(pool.key, None)
+        for lane in pool.lanes:
+            lane.pools.remove(pool)
+        return True

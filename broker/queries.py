@@ -1,0 +1,245 @@
+"""Answers that change nothing: read from what is committed, and from the live jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from broker.core.engine import Dispatch, Engine
+from broker.core.graph import name_of
+from broker.core.job import CANCELED, STATE_NAMES, Job
+from broker.core.lanes import StoredTerms
+from broker.core.records import Record
+from broker.core.refusal import Refused, not_exist
+from broker.store.base import Store
+from worker_sdk.messages import (
+    Assignment,
+    Dependency,
+    Error,
+    Inputs,
+    JobInfo,
+    Jobs,
+    List,
+    Message,
+    Ok,
+    Stats,
+    Status,
+    Wait,
+)
+
+_decode_dependencies = msgspec.json.Decoder(tuple[str | Dependency, ...]).decode
+_decode_terms = msgspec.json.Decoder(StoredTerms).decode
+_encode = msgspec.json.Encoder().encode
+_SCANNED_MOST = 10_000  # jobs looked at for one page, whether or not they match
+_SCANNED_AT_A_TIME = 1_000
+
+
+class Queries:
+    """Answers requests after the commit of the turn that they came in."""
+
+    def __init__(self, engine: Engine, store: Store, inputs_limit: int) -> None:
+        self._engine = engine
+        self._store = store
+        self._inputs_limit = inputs_limit
+
+    def answer(self, request: Message) -> Message:
+        """Give the answer to a request, an error if it must be refused."""
+        try:
+            answer = self._answer(request)
+        except Refused as refused:
+            return Error(refused.code, refused.message, refused.ids, req=request.req)
+        answer.req = request.req
+        return answer
+
+    def _answer(self, request: Message) -> Ok:
+        match request:
+            case Status():
+                return Ok(jobs=self._infos(request.ids, args=request.args))
+            case Wait():
+                jobs = self._infos(request.ids, args=False)
+                return Ok(jobs=jobs, done=all(job.ended is not None for job in jobs))
+            case List():
+                return self._list(request)
+            case Inputs():
+                return Ok(results=self._some_results(request.ids))
+            case Stats():
+                stats = {**self._engine.stats(), "ended_kept": self._store.ended_count}
+                return Ok(stats=Raw(_encode({"version": self._engine.version, **stats})))
+            case _:
+                raise TypeError(f"{type(request).__name__} is not a query")
+
+    # ---- dispatches ----
+
+    def assignments(self, dispatch: Dispatch) -> Jobs:
+        """Give the message that brings attempts to their worker."""
+        return Jobs(tuple([self._assignment(job) for job in dispatch.jobs]), req=dispatch.req)
+
+    def _assignment(self, job: Job) -> Assignment:
+        lane = job.terms.lane
+        assignment = Assignment(job.id, job.attempt, lane.type, Raw(job.args), lane.channel)
+        assignment.timeout = job.terms.timeout
+        if job.dependencies:
+            ids = tuple([name_of(dependency) for dependency in job.dependencies])
+            assignment.dependencies = ids
+            if job.terms.inputs:
+                inputs, complete = self._results(ids, self._inputs_limit)
+                assignment.inputs = inputs if complete else None
+                assignment.inputs_left_out = not complete
+        return assignment
+
+    def _some_results(self, ids: Sequence[str]) -> dict[str, Raw]:
+        """Give results of `ids` from the first on, as many as one answer takes."""
+        limit = max(self._inputs_limit, self._engine.limits.max_message // 2)
+        return self._results(ids, limit)[0]
+
+    def _results(self, ids: Sequence[str], limit_bytes: int) -> tuple[dict[str, Raw], bool]:
+        """Give results of finished jobs among `ids` within a bound, at least one; whether all."""
+        found: dict[str, Raw] = {}
+        size = 0
+        for start in range(0, len(ids), _SCANNED_AT_A_TIME):
+            some = ids[start : start + _SCANNED_AT_A_TIME]
+            results = self._results_of(some)
+            for id in some:
+                if id in results:
+                    size += len(results[id]) + len(id)
+                    if size > limit_bytes and found:
+                        return found, False
+                    found[id] = Raw(results[id])
+        return found, size <= limit_bytes
+
+    def _results_of(self, ids: Sequence[str]) -> dict[str, bytes]:
+        # What ended in this turn is at hand: the common case for the next job of a chain.
+        just_ended = self._engine.life.just_ended
+        results: dict[str, bytes] = {}
+        elsewhere: list[str] = []
+        for id in ids:
+            job = just_ended.get(id)
+            if job is None:
+                elsewhere.append(id)
+            elif job.outcome is not None and job.outcome.result is not None:
+                results[id] = job.outcome.result
+        if elsewhere:
+            results.update(self._store.results(elsewhere))
+        return results
+
+    # ---- states ----
+
+    def _infos(self, ids: Sequence[str], *, args: bool) -> tuple[JobInfo, ...]:
+        live = self._engine.life.jobs
+        ended = self._engine.find_ended([id for id in ids if id not in live])
+        missing = [id for id in ids if id not in live and id not in ended]
+        if missing:
+            raise not_exist(missing)
+        dependents = self._store.dependents(ids)
+        infos = []
+        for id in ids:
+            info = info_of_live(live[id]) if id in live else info_of_ended(ended[id])
+            info.dependents = tuple(dependents.get(id, ()))
+            if args:
+                info.args = Raw(live[id].args if id in live else ended[id].args)
+            infos.append(info)
+        return tuple(infos)
+
+    # ---- pages ----
+
+    def _list(self, request: List) -> Ok:
+        states = (request.state,) if isinstance(request.state, str) else request.state
+        for state in states or ():
+            if state not in STATE_NAMES:
+                known = ", ".join(STATE_NAMES)
+                raise Refused("invalid", f"list: state {state!r} is none of {known}")
+        page: list[JobInfo] = []
+        place = request.after
+        for scanned, (place, info) in enumerate(self._walk(request.after), start=1):
+            if _matches(info, request, states):
+                page.append(info)
+            if len(page) >= request.limit or scanned >= _SCANNED_MOST:
+                return Ok(jobs=tuple(page), after=place)
+        return Ok(jobs=tuple(page), after=None)
+
+    def _walk(self, after: str | None) -> Iterator[tuple[str, JobInfo]]:
+        """Give all jobs from the place `after` on, each with its own place."""
+        part, before = _place(after)
+        jobs = self._engine.life.jobs
+        while part == "live":
+            page = self._store.live_page(before, _SCANNED_AT_A_TIME)
+            for seq, id in page:
+                if id in jobs:
+                    yield f"live:{seq}", info_of_live(jobs[id])
+            if len(page) < _SCANNED_AT_A_TIME:
+                part, before = "ended", None
+            else:
+                before = page[-1][0]
+        while True:
+            records = self._store.ended_page(before, _SCANNED_AT_A_TIME)
+            for place, record in records:
+                yield f"ended:{place}", info_of_ended(record)
+            if len(records) < _SCANNED_AT_A_TIME:
+                return
+            before = records[-1][0]
+
+
+def _place(after: str | None) -> tuple[str, int | None]:
+    if after is None:
+        return "live", None
+    part, _, number = after.partition(":")
+    if part not in ("live", "ended") or not number.isdecimal() or len(number) > 18:
+        raise Refused("invalid", f"list: after {after[:100]!r} is not the `after` of a page")
+    return part, int(number)
+
+
+def _matches(info: JobInfo, request: List, states: tuple[str, ...] | None) -> bool:
+    return (
+        (states is None or info.state in states)
+        and (request.type is None or info.type == request.type)
+        and (request.channel is None or info.channel == request.channel)
+        and not (request.roots and info.dependencies)
+        and (request.since is None or info.queued >= request.since)
+        and (request.until is None or info.queued < request.until)
+    )
+
+
+def info_of_live(job: Job) -> JobInfo:
+    """Show a live job."""
+    terms, run = job.terms, job.run
+    return JobInfo(
+        id=job.id,
+        type=terms.lane.type,
+        state=STATE_NAMES[job.state],
+        queued=job.queued,
+        channel=terms.lane.channel,
+        priority=terms.priority,
+        attempt=job.attempt,
+        max_attempts=terms.max_attempts,
+        started=run.started if run is not None else None,
+        due=job.due,
+        dependencies=job.dependencies,
+        progress=UNSET if run is None or run.progress is None else run.progress,
+    )
+
+
+def info_of_ended(record: Record) -> JobInfo:
+    """Show an ended job."""
+    terms = _decode_terms(record.terms)
+    canceled = record.state == CANCELED
+    return JobInfo(
+        id=record.id,
+        type=record.type,
+        state=STATE_NAMES[record.state],
+        queued=record.queued,
+        channel=record.channel,
+        priority=terms.priority,
+        attempt=record.attempt,
+        max_attempts=terms.max_attempts,
+        started=record.started,
+        finished=None if canceled else record.ended,
+        canceled=canceled,
+        ended=record.ended,
+        dependencies=_decode_dependencies(record.dependencies),
+        result=UNSET if record.result is None else Raw(record.result),
+        error=record.error,
+        reason=record.reason,
+        culprit=record.culprit,
+    )

@@ -1,0 +1,185 @@
+"""The loop: receive, decode, apply, commit, send."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter
+from dataclasses import fields
+
+import zmq
+
+from broker import __version__
+from broker.codec import FRAMES_MOST, Malformed, decode, encode
+from broker.config import Config
+from broker.core.engine import Command, Effects, Engine, Undelivered
+from broker.core.limits import Limits
+from broker.core.workers import Origin
+from broker.log import get_logger
+from broker.queries import Queries
+from broker.sockets import Wakeup, bind_router
+from broker.store.base import Store
+from worker_sdk.messages import PROTOCOL, Error, Message
+
+log = get_logger("server")
+
+_RECEIVED_MOST = 1000  # messages in one turn
+_LINGER_MS = 1000  # for what is still to be sent when the broker leaves
+
+
+class Server:
+    """A broker on its endpoints and its store, run by one thread.
+
+    Raises zmq.ZMQError if an endpoint cannot be bound, StoreError if the store cannot be read.
+    """
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self._config = config
+        self._store = store
+        seed = int.from_bytes(os.urandom(8), "big")
+        self._engine = Engine(
+            store, limits_of(config), seed=seed, last_seq=store.last_seq, version=__version__
+        )
+        self._queries = Queries(self._engine, store, config.inputs_limit)
+        # What could not be sent, told to the engine in the next turn.
+        self._undelivered: list[Command] = []
+        # How often what was wrong with what came in or went out: code or cause -> times.
+        self.faults: Counter[str] = Counter()
+        # Set from other threads and signal handlers, together with a wake-up.
+        self._drain_asked = False
+        self._leave_asked = False
+        self._reload_to: Config | None = None
+        # While draining: until when running jobs may go on, monotonic seconds.
+        self._drain_until: float | None = None
+        self._engine.restore(store.load(), time.monotonic(), time.time())
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._router, self.endpoints = bind_router(self._context, config)
+        except zmq.ZMQError:
+            self._context.destroy(linger=0)
+            raise
+        self._wakeup = Wakeup()
+        self._poller = zmq.Poller()
+        self._poller.register(self._router, zmq.POLLIN)
+        self._poller.register(self._wakeup.fd, zmq.POLLIN)
+
+    def run(self) -> None:
+        """Serve until told to leave; closes the sockets, not the store."""
+        try:
+            while not self._is_over():
+                self._await()
+                commands, refusals = self._receive()
+                effects = self._engine.apply(commands, time.monotonic(), time.time())
+                if effects.writes:
+                    self._store.commit(effects.writes)
+                self._send(effects, refusals)
+        finally:
+            self._wakeup.close()
+            self._context.destroy(linger=_LINGER_MS)
+
+    # ---- the steps of a turn ----
+
+    def _await(self) -> None:
+        """Sleep until a message, a timer or a wake-up calls."""
+        wake_at = self._engine.wake_at()
+        if self._undelivered:
+            wake_at = 0.0
+        if self._drain_until is not None:
+            wake_at = self._drain_until if wake_at is None else min(wake_at, self._drain_until)
+        timeout_ms = None
+        if wake_at is not None:
+            timeout_ms = max(0, math.ceil((wake_at - time.monotonic()) * 1000))
+        ready = self._poller.poll(timeout_ms)
+        if self._wakeup.fd in dict(ready):
+            self._wakeup.clear()
+
+    def _receive(self) -> tuple[list[Command], list[tuple[Origin, Error]]]:
+        """Take what is waiting, up to a bound; decode it, or say what is wrong with it."""
+        commands, self._undelivered = self._undelivered, []
+        refusals: list[tuple[Origin, Error]] = []
+        limit = self._engine.limits.max_message
+        for _ in range(_RECEIVED_MOST):
+            try:
+                frames = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if len(frames) > FRAMES_MOST:
+                self.faults["frames"] += 1
+                log.warning("message with too many frames dropped", frames=len(frames))
+                continue
+            try:
+                commands.append(decode(frames, limit))
+            except Malformed as malformed:
+                self.faults[malformed.error.code] += 1
+                log.debug("message refused", why=malformed.error.message)
+                refusals.append((malformed.origin, malformed.error))
+        return commands, refusals
+
+    def _send(self, effects: Effects, refusals: list[tuple[Origin, Error]]) -> None:
+        """Send what follows from the turn, now that it is committed."""
+        for origin, error in refusals:
+            self._post(origin, error)
+        for origin, message in effects.replies:
+            self._post(origin, message)
+        for dispatch in effects.dispatches:
+            if not self._post(dispatch.origin, self._queries.assignments(dispatch)):
+                ids = tuple(job.id for job in dispatch.jobs)
+                lost = Undelivered(dispatch.origin[0], ids)
+                self._undelivered.append((dispatch.origin, lost))
+        for origin, request in effects.reads:
+            self._post(origin, self._queries.answer(request))
+
+    def _post(self, origin: Origin, message: Message) -> bool:
+        """Send one message; say whether it is on its way. Never blocks: a peer that has gone, or
+        does not read, is its own loss.
+        """
+        try:
+            self._router.send_multipart([*origin, PROTOCOL, encode(message)], zmq.NOBLOCK)
+        except (zmq.Again, zmq.ZMQError) as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            cause = "slow peer" if error.errno == zmq.EAGAIN else "gone peer"
+            self.faults[cause] += 1
+            log.debug("message dropped", cause=cause)
+            return False
+        return True
+
+    # ---- the end, and what other threads may call ----
+
+    def _is_over(self) -> bool:
+        if self._reload_to is not None:
+            self._config, self._reload_to = self._reload_to, None
+            self._engine.limits = limits_of(self._config)
+        if self._leave_asked:
+            return True
+        if self._drain_asked and self._drain_until is None:
+            self._engine.draining = True
+            self._drain_until = time.monotonic() + self._config.drain
+            log.info("draining", running=self._engine.life.running)
+        if self._drain_until is None:
+            return False
+        return not self._engine.life.running or time.monotonic() >= self._drain_until
+
+    def drain(self) -> None:
+        """Leave soon: start nothing new, let running jobs end; called again: leave at once.
+
+        Safe from any thread and from signal handlers.
+        """
+        if self._drain_asked:
+            self._leave_asked = True
+        self._drain_asked = True
+        self._wakeup.call()
+
+    def reload(self, config: Config) -> None:
+        """Go on with the settings of `config`, as far as they can change while running.
+
+        Safe from any thread and from signal handlers.
+        """
+        self._reload_to = config
+        self._wakeup.call()
+
+
+def limits_of(config: Config) -> Limits:
+    """Give the part of the settings that the core works with."""
+    return Limits(**{field.name: getattr(config, field.name) for field in fields(Limits)})

@@ -59,7 +59,7 @@ def serve(
         try:
             server = Server(config, store)
         except (zmq.ZMQError, OSError) as error:
-            raise StartError(f"cannot listen on {', '.join(config.bind)}: {error}") from error
+            raise StartError(f"cannot listen on {error}") from error
         except StoreError as error:
             raise StartError(f"store {config.store}: {error}") from error
         return _run(server, config, signals, ready_file)
@@ -142,9 +142,9 @@ class _Signals:
     def _leave(self, name: str) -> None:
         self._drains += 1
         if self._drains == 1:
-            log.info("draining", signal=name, drain=self._config.drain)
+            log.info("told to leave", signal=name, drain=self._config.drain)
         else:
-            log.info("leaving at once", signal=name)
+            log.info("told to leave at once", signal=name)
         if self._server is not None:
             self._server.drain()
 

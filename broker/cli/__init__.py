@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import click
 
+from broker import __version__
 from broker.cli import jobs, processes
 from broker.cli.options import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError, Invocation
 from broker.config import ConfigError
@@ -26,7 +27,7 @@ EXIT_INTERRUPTED = 130
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     invoke_without_command=True,
 )
-@click.version_option(package_name="pointsman", prog_name="pointsman")
+@click.version_option(__version__, prog_name="pointsman")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """A brokered job queue: jobs wait for other jobs, workers get each the moment it is ready."""

@@ -12,13 +12,14 @@ from msgspec import Raw
 from broker.cli.options import (
     EXIT_REFUSED,
     CommandError,
-    DependencyType,
-    JobIdType,
-    JsonType,
-    MomentType,
-    SecondsType,
     broker_option,
+    dependency,
+    job_id,
     json_option,
+    json_value,
+    moment,
+    positive_seconds,
+    seconds,
 )
 from broker.cli.output import clean, write_counts, write_job, write_json, write_list
 from worker_sdk import Client, Dependency, JobSpec, JobStatus, WaitTimeout
@@ -28,15 +29,15 @@ STATES = ("blocked", "scheduled", "ready", "running", "finished", "failed", "can
 PAGE_JOBS = 1000
 """How many jobs ``list --all`` asks for at a time."""
 
-ids_argument = click.argument("ids", nargs=-1, required=True, type=JobIdType(), metavar="ID...")
+ids_argument = click.argument("ids", nargs=-1, required=True, type=job_id, metavar="ID...")
 
 
 @click.command()
 @click.argument("type")
-@click.argument("args", type=JsonType(), required=False, metavar="[ARGS-JSON]")
+@click.argument("args", type=json_value, required=False, metavar="[ARGS-JSON]")
 @click.option(
     "--after",
-    type=DependencyType(),
+    type=dependency,
     multiple=True,
     metavar="ID[:ended]",
     help="Wait for this job to finish, or with :ended to end in any way. Repeatable.",
@@ -44,20 +45,22 @@ ids_argument = click.argument("ids", nargs=-1, required=True, type=JobIdType(), 
 @click.option("--wait", "waiting", is_flag=True, help="Wait until the job has ended; show it.")
 @click.option("--channel", default=DEFAULT_CHANNEL, show_default=True, help="The lane to use.")
 @click.option("--priority", type=int, default=0, show_default=True, help="Higher runs first.")
-@click.option("--delay", type=SecondsType(), metavar="TIME", help="Start no earlier than after.")
-@click.option("--timeout", type=SecondsType(), metavar="TIME", help="The longest an attempt runs.")
+@click.option("--delay", type=seconds, metavar="TIME", help="Start no earlier than after.")
+@click.option(
+    "--timeout", type=positive_seconds, metavar="TIME", help="The longest an attempt runs."
+)
 @click.option(
     "--expires",
-    type=SecondsType(),
+    type=positive_seconds,
     metavar="TIME",
     help="Cancel the job if it has not started by then.",
 )
 @click.option("--max-attempts", type=int, default=3, show_default=True, help="Attempts at most.")
 @click.option(
-    "--backoff", type=SecondsType(), metavar="TIME", help="How long to wait before the first retry."
+    "--backoff", type=seconds, metavar="TIME", help="How long to wait before the first retry."
 )
 @click.option("--no-inputs", is_flag=True, help="Do not send the dependencies' results along.")
-@click.option("--id", type=JobIdType(), help="The job's id, if not a new one.")
+@click.option("--id", type=job_id, help="The job's id, if not a new one.")
 @broker_option
 @json_option
 def enqueue(
@@ -111,7 +114,7 @@ def status(
 
 @click.command()
 @ids_argument
-@click.option("--timeout", type=SecondsType(), metavar="TIME", help="Wait no longer than this.")
+@click.option("--timeout", type=seconds, metavar="TIME", help="Wait no longer than this.")
 @broker_option
 @json_option
 def wait(
@@ -170,11 +173,11 @@ def delete(ids: tuple[UUID, ...], broker: str | None, patience: float, as_json: 
 @click.option("--roots", is_flag=True, help="Only jobs without dependencies.")
 @click.option(
     "--since",
-    type=MomentType(),
+    type=moment,
     metavar="MOMENT",
     help="Only jobs queued then or later: ISO 8601, or how long ago (1h).",
 )
-@click.option("--until", type=MomentType(), metavar="MOMENT", help="Only jobs queued before then.")
+@click.option("--until", type=moment, metavar="MOMENT", help="Only jobs queued before then.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 10_000),

@@ -12,8 +12,9 @@ import click
 from msgspec import Raw
 
 from broker.cli.output import clean
-from broker.kinds import Duration
+from broker.kinds import Duration, Endpoints
 from worker_sdk import Dependency
+from worker_sdk.messages import DEFAULT_ENDPOINT
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
@@ -65,131 +66,111 @@ json_option = click.option(
 )
 
 
-def broker_option(command: Command) -> Command:
-    """Give ``command`` the options that say which broker to talk to and how patiently."""
-    url = click.option(
-        "--broker",
-        envvar="POINTSMAN_BROKER",
-        metavar="URL",
-        help="The broker's endpoint (also: POINTSMAN_BROKER).  [default: tcp://127.0.0.1:5570]",
-    )
-    patience = click.option(
-        "--patience",
-        type=SecondsType(0.01),
-        default="5s",
-        metavar="TIME",
-        show_default=True,
-        help="How long to try to reach the broker.",
-    )
-    return url(patience(command))
+def seconds(text: str) -> float:
+    """Seconds from a number or from text like ``10s``."""
+    kind = Duration(0, 10 * 365 * 86_400)
+    try:
+        return kind.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is not right ({error}); expected {kind.right}"
+        ) from None
 
 
-class SecondsType(click.ParamType):
-    """A time: seconds, or a number with ms, s, m, h or d."""
-
-    name = "time"
-
-    def __init__(self, least: float = 0) -> None:
-        self.kind = Duration(least, 10 * 365 * 86_400)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> float:
-        """Seconds."""
-        try:
-            return self.kind.parse(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is not right ({error}); expected {self.kind.right}", param)
+def positive_seconds(text: str) -> float:
+    """Seconds, more than none."""
+    value = seconds(text)
+    if value <= 0:
+        raise click.BadParameter(f"{text!r} is no time at all; expected more than 0")
+    return value
 
 
-class JobIdType(click.ParamType):
+def endpoint(text: str) -> str:
+    """An endpoint to connect to."""
+    (url, *more) = [""] if not text else text.split(",")
+    try:
+        (checked,) = Endpoints().parse([url])
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if more or "*" in checked:
+        raise click.BadParameter(f"{text!r} is not one certain endpoint, like {DEFAULT_ENDPOINT}")
+    return checked
+
+
+def job_id(text: str) -> UUID:
     """A job's id."""
-
-    name = "id"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> UUID:
-        """The id as a UUID."""
-        if isinstance(value, UUID):
-            return value
-        try:
-            return UUID(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a job's id; expected a UUID", param)
+    try:
+        return UUID(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a job's id; expected a UUID") from None
 
 
-class DependencyType(click.ParamType):
+def dependency(text: str) -> Dependency:
     """A dependency: ``ID``, or ``ID:ended`` for one that may end in any way."""
-
-    name = "id"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> Dependency:
-        """The dependency with its condition."""
-        if isinstance(value, Dependency):
-            return value
-        id, colon, condition = value.partition(":")
-        if colon and condition not in ("finished", "ended"):
-            self.fail(
-                f"{value!r}: {condition!r} is not a condition; expected ended or finished", param
-            )
-        job = JobIdType().convert(id, param, context)
-        return Dependency(job, "ended" if condition == "ended" else "finished")
+    id, colon, condition = text.partition(":")
+    if colon and condition not in ("finished", "ended"):
+        raise click.BadParameter(
+            f"{text!r}: {condition!r} is not a condition; expected ended or finished"
+        )
+    return Dependency(job_id(id), "ended" if condition == "ended" else "finished")
 
 
-class JsonType(click.ParamType):
-    """A JSON value, kept as it was written; ``-`` reads it from stdin."""
-
-    name = "json"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> Raw:
-        """The value as JSON that was found to be valid."""
-        if isinstance(value, Raw):
-            return value
-        try:
-            content = sys.stdin.buffer.read() if value == "-" else value.encode()
-            text = content.decode()
-        except UnicodeError:
-            self.fail("not UTF-8", param)
-        try:
-            json.loads(text, parse_constant=_no_constants)
-        except json.JSONDecodeError as error:
-            self.fail(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}", param)
-        except ValueError as error:
-            self.fail(f"not JSON: {error}", param)
-        except RecursionError:
-            self.fail("not JSON to work with: nested too deep", param)
-        return Raw(text.encode())
+def json_value(text: str) -> Raw:
+    """JSON that was found to be valid, kept as it was written; ``-`` reads it from stdin."""
+    try:
+        content = sys.stdin.buffer.read() if text == "-" else text.encode()
+        text = content.decode()
+    except UnicodeError:
+        raise click.BadParameter("not UTF-8") from None
+    try:
+        json.loads(text, parse_constant=_no_constants, parse_int=len)
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(
+            f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON: {error}") from None
+    except RecursionError:
+        raise click.BadParameter("nested too deep") from None
+    return Raw(content)
 
 
 def _no_constants(name: str) -> None:
     raise ValueError(f"it has neither NaN nor infinity, found {name}")
 
 
-class MomentType(click.ParamType):
-    """A moment: ISO 8601, or how long ago, like ``1h``."""
+def moment(text: str) -> datetime:
+    """A moment from ISO 8601 (local time if it names no zone), or from how long ago it is."""
+    try:
+        return datetime.now(UTC) - timedelta(seconds=seconds(text))
+    except click.BadParameter:
+        pass
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter(
+            f"{text!r} is no moment; expected ISO 8601 like 2025-01-31T12:00Z, "
+            "or how long ago, like 1h"
+        ) from None
 
-    name = "moment"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> datetime:
-        """The moment, aware; local time if the text names no zone."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            return datetime.now(UTC) - timedelta(seconds=SecondsType().kind.parse(value))
-        except ValueError:
-            pass
-        try:
-            return datetime.fromisoformat(value).astimezone(UTC)
-        except (ValueError, OverflowError):
-            self.fail(
-                f"{value!r} is no moment; expected ISO 8601 like 2025-01-31T12:00Z, "
-                "or how long ago, like 1h",
-                param,
-            )
+endpoint_option = click.option(
+    "--broker",
+    type=endpoint,
+    envvar="POINTSMAN_BROKER",
+    metavar="URL",
+    help=f"The broker's endpoint (also: POINTSMAN_BROKER).  [default: {DEFAULT_ENDPOINT}]",
+)
+
+
+def broker_option(command: Command) -> Command:
+    """Give ``command`` the options that say which broker to talk to and how patiently."""
+    patience = click.option(
+        "--patience",
+        type=positive_seconds,
+        default="5s",
+        metavar="TIME",
+        show_default=True,
+        help="How long to try to reach the broker.",
+    )
+    return endpoint_option(patience(command))

@@ -119,24 +119,33 @@ def _row(job: JobStatus) -> tuple[str, ...]:
 
 
 def write_counts(counts: Mapping[str, Any], *, as_json: bool) -> None:
-    """Write the broker's counts, those inside others with both names."""
+    """Write the broker's counts, one a line, those inside others with both names."""
     if as_json:
         write_json(counts)
         return
-    flat = list(_flat(counts))
-    width = max((len(name) for name, _ in flat), default=0) + 2
-    for name, value in flat:
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        shown = f"{shown:,.6g}" if isinstance(shown, float) else shown
-        click.echo(f"{clean(name):{width}}{clean(str(shown))}")
+    lines = list(_flat(counts))
+    width = max((len(name) for name, _ in lines), default=0) + 2
+    for name, value in lines:
+        click.echo(clean(f"{name:{width}}{value}"))
 
 
-def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in counts.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            for lane in value:  # a lane is known by its channel and type
+                rest = dict(lane)
+                label = f"{name}.{rest.pop('channel', '')}/{rest.pop('type', '')}"
+                yield label, "  ".join(f"{key} {_number(each)}" for key, each in rest.items())
         else:
-            yield prefix + name, value
+            yield prefix + name, _number(value)
+
+
+def _number(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _moment(moment: datetime) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from broker import log as logs
-from broker.cli.options import CommandError, json_option
+from broker.cli.options import CommandError, endpoint_option, json_option
 from broker.cli.output import write_json
 from broker.config import Config, load, settings, show
 from worker_sdk import Worker
@@ -79,12 +79,7 @@ def serve(
 
 @click.command()
 @click.argument("target", metavar="MODULE:WORKER")
-@click.option(
-    "--broker",
-    envvar="POINTSMAN_BROKER",
-    metavar="URL",
-    help="The broker's endpoint (also: POINTSMAN_BROKER).  [default: tcp://127.0.0.1:5570]",
-)
+@endpoint_option
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),

@@ -5,6 +5,7 @@ All of this is plain computation: no process, socket or file is touched here.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -64,7 +65,7 @@ def hop_s(jobs: Sequence[JobStatus]) -> float:
     first, last = jobs[0].finished, jobs[-1].finished
     if first is None or last is None or len(jobs) < 2:
         raise ValueError("the chain has not finished")
-    return (last - first).total_seconds() / (len(jobs) - 1)
+    return (last - first) / timedelta(seconds=len(jobs) - 1)
 
 
 def read_journal(text: str) -> list[Attempt]:

@@ -96,7 +96,7 @@ class _Demo:
         self.say(f"Enqueued {len(ids):,} jobs as one graph in {enqueued_s:.2f} s")
         with Progress(len(ids)) as progress:
             before = self._kill_halfway(client, ids, progress) if self.kill else {}
-            self._wait(client, ids[-1], progress)
+            self._wait(client, ids, progress)
         run_s = time.perf_counter() - start
         rate = len(ids) / run_s
         self.say(f"Finished {len(ids):,} jobs in {run_s:.2f} s: {rate:,.0f} jobs/s")
@@ -139,33 +139,35 @@ class _Demo:
         quiet = _Standstill()
         while True:
             self.crew.check()
-            counts = _states(client)
-            finished = counts["finished"]
-            progress.show(finished)
-            if finished * 2 >= len(ids) - at_gate and counts["running"]:
+            live = _live(client)
+            ended = len(ids) - sum(live.values())
+            progress.show(ended)
+            if ended * 2 >= len(ids) - at_gate and live["running"]:
                 break
-            quiet.check(finished)
+            quiet.check(ended)
             time.sleep(LOOK_S / 10)
-        before = {job.id: job for job in _statuses(client, ids) if job.state == "finished"}
-        progress.say(f"Killing the broker and worker 1 with {finished:,} jobs finished", self.say)
+        before = {job.id: job for job in client.status(ids) if job.state == "finished"}
+        progress.say(
+            f"Killing the broker and worker 1 with {len(before):,} jobs finished", self.say
+        )
         self.crew.kill("broker", "worker-1")
         self.crew.start_broker()
         self.crew.start_worker(1)
         self.gate.touch()
         return before
 
-    def _wait(self, client: Client, root: UUID, progress: Progress) -> None:
-        """Wait until the root's job has ended, whichever way."""
+    def _wait(self, client: Client, ids: Sequence[UUID], progress: Progress) -> None:
+        """Wait until the root's job, the last, has ended, whichever way."""
         quiet = _Standstill()
         while True:
             try:
-                client.wait([root], timeout=LOOK_S)
+                client.wait(ids[-1], timeout=LOOK_S)
                 return
             except WaitTimeout:
-                finished = _states(client)["finished"]
-            progress.show(finished)
+                ended = len(ids) - sum(_live(client).values())
+            progress.show(ended)
             self.crew.check()
-            quiet.check(finished)
+            quiet.check(ended)
 
     def _measure_hop(self, client: Client) -> float:
         ids = client.enqueue_many(graph.chain(HOPS))
@@ -177,9 +179,13 @@ class _Demo:
             expected = compute(self.tree)
         except OSError as error:
             raise DemoError(f"the folder changed while the demo ran: {error}") from None
-        jobs = _statuses(client, ids)
+        jobs = client.status(ids)
         attempts = graph.read_journal(self.journal.read_text(encoding="utf-8"))
-        listed = [*_finished(client, LEAF), *_finished(client, FOLDER)]
+        listed = [
+            job.id
+            for type in (LEAF, FOLDER)
+            for job in client.iter_jobs(state="finished", type=type, page_size=10_000)
+        ]
         faults = [
             *graph.differences(self.tree, jobs, expected),
             *graph.repetitions(jobs, listed, attempts),
@@ -199,33 +205,19 @@ class _Standstill:
         self._seen = -1
         self._since = time.monotonic()
 
-    def check(self, finished: int) -> None:
-        """Raise DemoError if ``finished`` has been the same for STANDSTILL_S."""
+    def check(self, ended: int) -> None:
+        """Raise DemoError if ``ended`` has been the same for STANDSTILL_S."""
         now = time.monotonic()
-        if finished != self._seen:
-            self._seen, self._since = finished, now
+        if ended != self._seen:
+            self._seen, self._since = ended, now
         elif now - self._since > STANDSTILL_S:
-            raise DemoError(f"no job has finished for {STANDSTILL_S:.0f} s, after {finished:,}")
+            raise DemoError(f"no job has ended for {STANDSTILL_S:.0f} s, after {ended:,}")
 
 
-def _states(client: Client) -> dict[str, int]:
-    """How many jobs the broker has in each state."""
-    states: dict[str, int] = client.stats()["jobs"]
-    return states
-
-
-def _statuses(client: Client, ids: Sequence[UUID]) -> list[JobStatus]:
-    return client.status(ids)
-
-
-def _finished(client: Client, type: str) -> Iterator[UUID]:
-    after = None
-    while True:
-        page = client.list(state="finished", type=type, limit=10_000, after=after)
-        yield from (job.id for job in page)
-        after = page.after
-        if after is None:
-            return
+def _live(client: Client) -> dict[str, int]:
+    """How many jobs there are in each state that is not an end."""
+    live: dict[str, int] = client.stats()["jobs"]
+    return live
 
 
 def _describe(root: str, tree: Tree) -> str:

@@ -149,16 +149,17 @@ def unpack_worker_event(frames: Sequence[bytes]) -> WorkerEvent:
         raise ProtocolError(f"the broker's message is not of the protocol: {error}") from None
 
 
-class _WithReq(msgspec.Struct):
-    req: Raw | None = None
+class _Numbered(msgspec.Struct):
+    req: Any = None
 
 
 def req_of(frames: Sequence[bytes]) -> int | None:
     """The number of the request that a message answers, if it can be made out at all."""
     try:
-        return int(bytes(msgspec.json.decode(_content(frames), type=_WithReq).req or b""))
+        req = msgspec.json.decode(_content(frames), type=_Numbered).req
     except (ValueError, RecursionError, ProtocolError):
         return None
+    return req if type(req) is int else None
 
 
 def _content(frames: Sequence[bytes]) -> bytes:

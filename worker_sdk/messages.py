@@ -34,7 +34,7 @@ AttemptNumber = Annotated[int, Meta(ge=1, le=2**53)]
 Condition = Literal["finished", "ended"]
 
 
-class Message(Struct, tag_field="op", omit_defaults=True, kw_only=True):
+class Message(Struct, tag_field="op", omit_defaults=True, kw_only=True, gc=False):
     """What every message has: its ``op`` (the tag) and, if the sender wants it echoed, ``req``."""
 
     req: Raw | UnsetType = UNSET
@@ -43,14 +43,14 @@ class Message(Struct, tag_field="op", omit_defaults=True, kw_only=True):
 # ---- parts that several messages are made of -------------------------------------------------
 
 
-class Dependency(Struct, omit_defaults=True, frozen=True):
+class Dependency(Struct, omit_defaults=True, frozen=True, gc=False):
     """A dependency with its condition; a bare id string means the condition ``finished``."""
 
     id: Id
     condition: Condition = "finished"
 
 
-class Backoff(Struct, omit_defaults=True, frozen=True):
+class Backoff(Struct, omit_defaults=True, frozen=True, gc=False):
     """How long to wait before retry n (n = 1, 2, …).
 
     ``min(first * factor ** (n - 1), limit)`` seconds, lengthened or shortened at random by up to
@@ -63,7 +63,7 @@ class Backoff(Struct, omit_defaults=True, frozen=True):
     jitter: Annotated[float, Meta(ge=0, le=1)] = 0.1
 
 
-class NewJob(Struct, omit_defaults=True):
+class NewJob(Struct, omit_defaults=True, gc=False):
     """A job as a client enqueues it."""
 
     id: Id
@@ -86,7 +86,7 @@ class NewJob(Struct, omit_defaults=True):
     """Whether the job is dispatched together with the results of its dependencies."""
 
 
-class JobInfo(Struct, omit_defaults=True):
+class JobInfo(Struct, omit_defaults=True, gc=False):
     """A job as ``status``, ``wait`` and ``list`` show it. A field that is left out is null."""
 
     id: str
@@ -119,7 +119,7 @@ class JobInfo(Struct, omit_defaults=True):
     args: Raw | UnsetType = UNSET
 
 
-class Assignment(Struct, omit_defaults=True):
+class Assignment(Struct, omit_defaults=True, gc=False):
     """A job as a worker gets it: one attempt. ``id`` and ``attempt`` together are its token."""
 
     id: str
@@ -135,14 +135,14 @@ class Assignment(Struct, omit_defaults=True):
     timeout: float | None = None
 
 
-class Claim(Struct, array_like=True, frozen=True):
+class Claim(Struct, array_like=True, frozen=True, gc=False):
     """The token of an attempt: ``[id, attempt]``."""
 
     id: Id
     attempt: AttemptNumber
 
 
-class Outcome(Struct, array_like=True):
+class Outcome(Struct, array_like=True, gc=False):
     """``[id, attempt, result]``."""
 
     id: Id
@@ -150,7 +150,7 @@ class Outcome(Struct, array_like=True):
     result: Raw = JSON_NULL
 
 
-class Failure(Struct, omit_defaults=True):
+class Failure(Struct, omit_defaults=True, gc=False):
     """An attempt that failed. ``retry`` false: no more attempts."""
 
     id: Id
@@ -159,7 +159,7 @@ class Failure(Struct, omit_defaults=True):
     retry: bool = True
 
 
-class Step(Struct, array_like=True):
+class Step(Struct, array_like=True, gc=False):
     """``[id, attempt, value]``: how far an attempt has come, any JSON value."""
 
     id: Id

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from worker_sdk.messages import Backoff, Dependency
 
@@ -47,150 +47,88 @@ LEGAL: dict[State, frozenset[State]] = {
 """A retry of an ended job makes a new record, so nothing follows an end here."""
 
 
-class Terms:
+class Terms(Struct, eq=False):
     """On what terms a job runs: shared by all jobs that were enqueued with the same ones."""
 
-    __slots__ = (
-        "backoff",
-        "delay",
-        "encoded",
-        "expires",
-        "inputs",
-        "lane",
-        "max_attempts",
-        "priority",
-        "timeout",
-    )
-
-    def __init__(
-        self,
-        lane: Lane,
-        encoded: bytes,
-        *,
-        priority: int,
-        delay: float,
-        timeout: float | None,
-        expires: float | None,
-        max_attempts: int,
-        backoff: Backoff,
-        inputs: bool,
-    ) -> None:
-        self.lane = lane
-        # The terms as JSON, defaults left out: how a store keeps them.
-        self.encoded = encoded
-        self.priority = priority
-        self.delay = delay
-        self.timeout = timeout
-        self.expires = expires
-        self.max_attempts = max_attempts
-        self.backoff = backoff
-        self.inputs = inputs
+    lane: Lane
+    encoded: bytes
+    """The terms as JSON, defaults left out: how a store keeps them."""
+    priority: int
+    delay: float
+    timeout: float | None
+    expires: float | None
+    max_attempts: int
+    backoff: Backoff
+    inputs: bool
 
 
-class Run:
+class Run(Struct, eq=False, gc=False):
     """A running attempt: who runs it and since when."""
 
-    __slots__ = ("progress", "started", "worker")
-
-    def __init__(self, worker: Worker | None, started: float) -> None:
-        # None after a restart of the broker, until a worker claims the attempt.
-        self.worker = worker
-        # Seconds since the epoch.
-        self.started = started
-        # What the worker reported last, JSON; lives in memory only.
-        self.progress: Raw | None = None
+    worker: Worker | None
+    """None after a restart of the broker, until a worker claims the attempt."""
+    started: float
+    """Seconds since the epoch."""
+    progress: Raw | None = None
+    """What the worker reported last, JSON; lives in memory only."""
 
 
-class Outcome:
+class Outcome(Struct, eq=False, gc=False):
     """How a job ended."""
 
-    __slots__ = ("culprit", "ended", "error", "reason", "result", "started")
-
-    def __init__(
-        self,
-        ended: float,
-        started: float | None,
-        *,
-        result: bytes | None = None,
-        error: str | None = None,
-        reason: str | None = None,
-        culprit: str | None = None,
-    ) -> None:
-        # Seconds since the epoch, both.
-        self.ended = ended
-        self.started = started
-        # finished: JSON
-        self.result = result
-        # failed: what the last attempt said
-        self.error = error
-        # canceled: request, dependency or expired; with dependency, which one
-        self.reason = reason
-        self.culprit = culprit
+    ended: float
+    """Seconds since the epoch."""
+    started: float | None
+    """When the newest attempt started, seconds since the epoch."""
+    result: bytes | None = None
+    """finished: JSON"""
+    error: str | None = None
+    """failed: what the last attempt said"""
+    reason: str | None = None
+    """canceled: request, dependency or expired"""
+    culprit: str | None = None
+    """canceled because of a dependency: which one"""
 
 
-class Job:
-    """A live job, or one that ended in this turn and is about to leave memory."""
+class Job(Struct, eq=False, gc=False):
+    """A live job, or one that ended in this turn and is about to leave memory.
 
-    __slots__ = (
-        "args",
-        "attempt",
-        "dependencies",
-        "dependents",
-        "due",
-        "id",
-        "order",
-        "outcome",
-        "queued",
-        "run",
-        "seq",
-        "spared",
-        "state",
-        "terms",
-        "timer",
-        "unsaved",
-        "waiting",
-    )
+    A Struct for its size (152 bytes) and the time it takes to make (0.3 us; a class with slots and
+    an __init__ 1.0). Not watched by the garbage collector, which would go through a million of
+    them in half a second: the end of a job breaks every circle that it is in.
+    """
 
-    def __init__(
-        self,
-        id: str,
-        seq: int,
-        terms: Terms,
-        args: bytes,
-        dependencies: tuple[str | Dependency, ...],
-        queued: float,
-    ) -> None:
-        self.id = id
-        # The order of enqueue, from 1; a dependency's is always lower than its dependents'.
-        self.seq = seq
-        self.terms = terms
-        # JSON
-        self.args = args
-        # As enqueued, each once; a bare id means the condition `finished`.
-        self.dependencies = dependencies
-        # Seconds since the epoch.
-        self.queued = queued
-        self.state = BLOCKED
-        # The newest attempt's number, 0 before the first: it only grows, across retries too.
-        self.attempt = 0
-        # How many of those attempts do not count against max_attempts.
-        self.spared = 0
-        # How many dependencies have not ended yet.
-        self.waiting = 0
-        # The live jobs that depend on this one, if there were ever any.
-        self.dependents: Dependents | None = None
-        # While scheduled: when it becomes ready, seconds since the epoch.
-        self.due: float | None = None
-        # The place in the order of becoming ready, across all lanes.
-        self.order = 0
-        # What this job waits for next: becoming due, expiry or the attempt's time-out.
-        self.timer: Timer | None = None
-        # While running.
-        self.run: Run | None = None
-        # Once ended.
-        self.outcome: Outcome | None = None
-        # Whether the store is behind, and so whether this turn's writes hold the job already.
-        self.unsaved = False
+    id: str
+    seq: int
+    """The order of enqueue, from 1; a dependency's is always lower than its dependents'."""
+    terms: Terms
+    args: bytes
+    """JSON"""
+    dependencies: tuple[str | Dependency, ...]
+    """As enqueued, each once; a bare id means the condition `finished`."""
+    queued: float
+    """Seconds since the epoch."""
+    state: State = BLOCKED
+    attempt: int = 0
+    """The newest attempt's number, 0 before the first: it only grows, across retries too."""
+    spared: int = 0
+    """How many of those attempts do not count against max_attempts."""
+    waiting: int = 0
+    """How many dependencies have not ended yet."""
+    order: int = 0
+    """The place in the order of becoming ready, across all lanes."""
+    due: float | None = None
+    """While scheduled: when it becomes ready, seconds since the epoch."""
+    dependents: Dependents | None = None
+    """The live jobs that depend on this one, if there were ever any."""
+    timer: Timer | None = None
+    """What this job waits for next: becoming due, expiry or the attempt's time-out."""
+    run: Run | None = None
+    """While running."""
+    outcome: Outcome | None = None
+    """Once ended."""
+    unsaved: bool = False
+    """Whether this turn's writes hold the job already."""
 
     @property
     def attempts_used(self) -> int:

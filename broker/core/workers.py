@@ -28,6 +28,7 @@ class Worker:
         "origin",
         "outgoing",
         "pool",
+        "room",
         "running",
         "session",
         "stalled",
@@ -57,6 +58,8 @@ class Worker:
         # The workers that take the same jobs, and its place among them (see Pool).
         self.pool = pool
         self.level = _NOT_FREE
+        # How many more jobs it takes, as its pool knows it.
+        self.room = 0
 
 
 class Pool:
@@ -67,7 +70,7 @@ class Pool:
     not on that of workers or lanes.
     """
 
-    __slots__ = ("_backlog", "_free", "_levels", "_lowest", "key", "lanes", "size")
+    __slots__ = ("_backlog", "_free", "_levels", "_lowest", "_room", "key", "lanes", "size")
 
     def __init__(self, key: tuple[frozenset[str], frozenset[str]], lanes: list[Lane]) -> None:
         # Channels and types.
@@ -75,8 +78,9 @@ class Pool:
         self.lanes = lanes
         # How many workers it has.
         self.size = 0
-        # How many of them have credit left.
+        # How many of them have credit left, and how much in all.
         self._free = 0
+        self._room = 0
         # Those, by the number of jobs they hold; within a level, whoever came to it first.
         self._levels: list[OrderedDict[Worker, None]] = []
         # No level below this one has a worker.
@@ -89,6 +93,9 @@ class Pool:
         """Take note of a worker's load and credit; say whether it has credit left."""
         load = len(worker.running)
         level = load if load < worker.credit and not worker.stalled else _NOT_FREE
+        room = worker.credit - load if level != _NOT_FREE else 0
+        self._room += room - worker.room
+        worker.room = room
         if level != worker.level:
             self._leave(worker)
             worker.level = level
@@ -104,6 +111,8 @@ class Pool:
         """Let a worker go."""
         self._leave(worker)
         worker.level = _NOT_FREE
+        self._room -= worker.room
+        worker.room = 0
         self.size -= 1
 
     def least_loaded(self) -> Worker | None:
@@ -139,9 +148,10 @@ class Pool:
         return None
 
     def run_length(self, worker: Worker, lane: Lane) -> int:
-        """Give how many jobs in a row may go from `lane` to `worker` without a look around."""
-        alone = self._free == 1 and len(self.lanes) == 1 and len(lane.pools) == 1
-        return worker.credit - len(worker.running) if alone else 1
+        """Give how many jobs in a row may go from `lane` to `worker` without a look around: all
+        that it takes, if the jobs all come from there and nobody goes short."""
+        alone = len(self._backlog) == 1 and len(lane.pools) == 1
+        return worker.room if alone and (self._free == 1 or lane.ready >= self._room) else 1
 
     def _leave(self, worker: Worker) -> None:
         if worker.level != _NOT_FREE:

@@ -302,6 +302,8 @@ class AsyncClient:
         self._loop = loop
         loop.add_reader(self._monitored.socket.fileno(), self._turn)
         loop.add_reader(self._monitored.monitor.fileno(), self._on_monitor)
+        # Only after a look in vain does a ZeroMQ socket's descriptor tell of the next message.
+        self._monitored.was_disconnected()
 
     # ---- requests ----------------------------------------------------------------------------
 

@@ -179,7 +179,8 @@ class Exchange:
 
     def tick(self, now: float) -> list[Call]:
         """Do what is due; the calls that were given up."""
-        given_up = []
+        given_up: list[Call] = []
+        again: list[Call] = []
         while self._timers and self._timers[0][0] <= now:
             due, req = heapq.heappop(self._timers)
             call = self._open.get(req)
@@ -194,14 +195,15 @@ class Exchange:
                 else:
                     given_up.append(self._settle(call, self._why_given_up(call)))
             elif call.req not in self._under_way:
-                self._outbox.append(call)
+                again.append(call)
                 self._look_again(call, call.deadline)
             elif (again_at := self._again_at(call)) > now:
                 self._look_again(call, again_at)
             else:
                 self._take_back(call)
-                self._outbox.append(call)
+                again.append(call)
                 self._look_again(call, call.deadline)
+        self._put_in_front(again)
         return given_up
 
     def next_due(self) -> float | None:
@@ -211,10 +213,10 @@ class Exchange:
     def disconnected(self) -> None:
         """The connection broke: what was under way is lost, and goes out again before the rest."""
         lost = list(self._under_way.values())
-        for call in reversed(lost):
+        for call in lost:
             self._take_back(call)
-            self._outbox.appendleft(call)
             self._look_again(call, call.deadline)
+        self._put_in_front(lost)
 
     def is_under_way(self, call: Call) -> bool:
         """Whether an answer to the call is to be expected."""
@@ -237,6 +239,10 @@ class Exchange:
         """
         patient = min(self._last_heard + self._patience_s, call.sent_at + 4 * call.patience_s)
         return max(call.sent_at + call.patience_s, patient)
+
+    def _put_in_front(self, calls: list[Call]) -> None:
+        """What was sent before goes out again before what was not, in the order of its start."""
+        self._outbox.extendleft(sorted(calls, key=lambda call: call.req, reverse=True))
 
     def _put_off(self, call: Call, busy: BrokerBusy, now: float) -> None:
         if call.req not in self._under_way:

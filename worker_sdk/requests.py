@@ -273,14 +273,18 @@ def ping() -> Steps[str]:
 def cancel(ids: AnyId | Iterable[AnyId], limit_bytes: int) -> Steps[bool | list[UUID]]:
     """Whether the job was ended by this; of many, those that were."""
     texts = _fitting(as_texts(_many(ids)), limit_bytes)
-    ended: list[UUID] = yield Request(Cancel(ids=texts), _read_ids)
+    ended: list[UUID] = []
+    if texts:
+        ended = yield Request(Cancel(ids=texts), _read_ids)
     return bool(ended) if _is_one(ids) else ended
 
 
 def retry(ids: AnyId | Iterable[AnyId], limit_bytes: int) -> Steps[list[UUID]]:
     """All jobs that run again by this."""
     texts = _fitting(as_texts(_many(ids)), limit_bytes)
-    revived: list[UUID] = yield Request(Retry(ids=texts), _read_ids)
+    revived: list[UUID] = []
+    if texts:
+        revived = yield Request(Retry(ids=texts), _read_ids)
     return revived
 
 
@@ -294,7 +298,9 @@ def delete(ids: AnyId | Iterable[AnyId], limit_bytes: int) -> Steps[list[UUID]]:
         gone = isinstance(error, JobNotExist) and set(error.ids) == set(wanted)
         return wanted if gone else None
 
-    deleted: list[UUID] = yield Request(Delete(ids=texts), _read_ids, done_before=all_gone)
+    deleted: list[UUID] = []
+    if texts:
+        deleted = yield Request(Delete(ids=texts), _read_ids, done_before=all_gone)
     return deleted
 
 

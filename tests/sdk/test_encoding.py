@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from msgspec import Raw
 
 from worker_sdk.encoding import (
     decode_value,
@@ -14,7 +15,7 @@ from worker_sdk.encoding import (
     unpack_worker_event,
 )
 from worker_sdk.errors import InvalidRequest, NotEncodable, ProtocolError
-from worker_sdk.messages import Heartbeat, Ok, Ping, Raw
+from worker_sdk.messages import Heartbeat, Ok, Ping
 
 
 @dataclass

@@ -1,3 +1,4 @@
+import itertools
 import os
 import threading
 import time
@@ -32,7 +33,7 @@ def test_ids_grow_when_the_clock_stands_still() -> None:
 
     ids = [maker.next_int() for _ in range(100_000)]
 
-    assert all(one < next for one, next in zip(ids, ids[1:], strict=False))
+    assert all(one < next for one, next in itertools.pairwise(ids))
     assert {UUID(int=id).version for id in ids} == {7}
     assert {UUID(int=id).variant for id in ids} == {RFC_4122}
 
@@ -46,7 +47,7 @@ def test_ids_grow_when_the_clock_steps_back() -> None:
         now_ms[0] += step_ms
         ids += [maker.next_int() for _ in range(20_000)]
 
-    assert all(one < next for one, next in zip(ids, ids[1:], strict=False))
+    assert all(one < next for one, next in itertools.pairwise(ids))
 
 
 def test_ids_of_a_later_millisecond_show_that_millisecond() -> None:

@@ -1,0 +1,223 @@
+"""Where handlers run that do not run in a worker's own threads: an event loop, child processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from time import monotonic
+from typing import Any, NamedTuple
+
+import msgspec
+
+from worker_sdk import child
+from worker_sdk.handlers import NOTHING, Failed, Handler, Verdict, failed, returned
+from worker_sdk.job import Job
+
+TERMINATE_S = 1.0
+"""How long a child has from SIGTERM to SIGKILL."""
+
+
+class Ended(NamedTuple):
+    """A job whose handler has returned."""
+
+    job: Job
+    verdict: Verdict
+    seconds: float
+
+
+class EventLoop:
+    """Runs ``async def`` handlers as tasks of one asyncio loop, in a thread of its own.
+
+    `on_ended` is called in that thread with all that ended in one round of the loop.
+    """
+
+    def __init__(self, on_ended: Callable[[list[Ended]], None]) -> None:
+        self._on_ended = on_ended
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="pointsman-async", daemon=True)
+        # Jobs that wait to become tasks, and whether the loop was told so.
+        self._incoming: deque[tuple[Job, Callable[[Job], Awaitable[Any]]]] = deque()
+        self._is_told = False
+        self._tasks: dict[asyncio.Task[Ended], Job] = {}
+        self._ended: list[Ended] = []
+
+    def open(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def start(self, job: Job, function: Callable[[Job], Awaitable[Any]]) -> None:
+        """Run a job; returns at once. Not from two threads at the same time."""
+        self._incoming.append((job, function))
+        if not self._is_told:
+            self._is_told = True
+            self._loop.call_soon_threadsafe(self._take_in)
+
+    def is_own_thread(self) -> bool:
+        """Whether the calling thread is the loop's."""
+        return threading.current_thread() is self._thread
+
+    def close(self, patience_s: float) -> None:
+        """Cancel what still runs, and end the thread if its tasks let it."""
+        self._loop.call_soon_threadsafe(self._cancel_all)
+        self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    def _take_in(self) -> None:
+        self._is_told = False
+        while self._incoming:
+            job, function = self._incoming.popleft()
+            task = self._loop.create_task(_outcome(job, function))
+            self._tasks[task] = job
+            task.add_done_callback(self._take_out)
+            job._on_stop = _canceler(self._loop, task)
+            if job.canceled:
+                task.cancel()
+
+    def _take_out(self, task: asyncio.Task[Ended]) -> None:
+        job = self._tasks.pop(task)
+        job._on_stop = None
+        # Only a task that was canceled before its first step has no result.
+        ended = Ended(job, Failed("canceled"), 0.0) if task.cancelled() else task.result()
+        self._ended.append(ended)
+        if len(self._ended) == 1:
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        ended, self._ended = self._ended, []
+        self._on_ended(ended)
+
+    def _cancel_all(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            self._loop.call_later(0.05, self._stop_if_idle)
+        else:
+            self._loop.stop()
+
+    def _stop_if_idle(self) -> None:
+        if self._tasks:
+            self._loop.call_later(0.05, self._stop_if_idle)
+        else:
+            self._loop.stop()
+
+
+def _canceler(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Ended]) -> Callable[[], None]:
+    def cancel() -> None:
+        # A loop that is closed has no tasks left.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(task.cancel)
+
+    return cancel
+
+
+async def _outcome(job: Job, function: Callable[[Job], Awaitable[Any]]) -> Ended:
+    began = monotonic()
+    verdict: Verdict
+    try:
+        if job._has_inputs_to_fetch:
+            await asyncio.to_thread(getattr, job, "inputs")
+        value = await function(job)
+        verdict = NOTHING if value is None else returned(value)
+    except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
+        verdict = failed(error)
+    return Ended(job, verdict, monotonic() - began)
+
+
+class Child:
+    """A process for one of a worker's threads; started when first needed, and anew when it died."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        # Readable once the present job is to be stopped.
+        self._stop_in, self._stop_out = os.pipe()
+        self._start()
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        self._connection: Connection
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=child.main, args=(theirs,), name=self._name, daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def run(self, handler: Handler, job: Job, report: Callable[[Job, bytes], None]) -> Verdict:
+        """Run a job in the process, to its end or to the process's."""
+        try:
+            assignment = job._with_all_inputs()
+        except Exception as error:  # noqa: BLE001 - the job's failure, whatever it is
+            return failed(error)
+        if not self._process.is_alive():
+            self._connection.close()
+            self._start()
+        job._on_stop = self._ask_to_stop
+        if job.canceled:
+            self._ask_to_stop()
+        try:
+            call = child.Call(handler.import_name, assignment)
+            self._connection.send_bytes(msgspec.json.encode(call))
+            return self._attend(job, report)
+        except (EOFError, OSError):
+            return self._died(job)
+        finally:
+            job._on_stop = None
+
+    def _attend(self, job: Job, report: Callable[[Job, bytes], None]) -> Verdict:
+        """Pass on what the process says until it gives its verdict; EOFError if it ends first."""
+        kill_at: float | None = None
+        while True:
+            left_s = None if kill_at is None else max(0.0, kill_at - monotonic())
+            news = wait([self._connection, self._stop_in], left_s)
+            if self._connection in news:
+                data = self._connection.recv_bytes()
+                if data[:1] != child.PROGRESS:
+                    return child.unpacked(data)
+                report(job, data[1:])
+            elif news:
+                os.read(self._stop_in, 4096)
+                if job.canceled:  # else it was meant for the job before, and came too late
+                    self._process.terminate()
+                    kill_at = monotonic() + TERMINATE_S
+            else:
+                self._process.kill()
+                kill_at = None
+
+    def _ask_to_stop(self) -> None:
+        os.write(self._stop_out, b"\0")
+
+    def _died(self, job: Job) -> Verdict:
+        self._process.join()
+        code = self._process.exitcode
+        if job.canceled:
+            return Failed("canceled")
+        if code is not None and code < 0:
+            try:
+                cause = f"was killed by {signal.Signals(-code).name}"
+            except ValueError:
+                cause = f"was killed by signal {-code}"
+        else:
+            cause = f"ended with exit code {code}"
+        return Failed(f"ProcessDied: the process that ran this attempt {cause}")
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join(TERMINATE_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        os.close(self._stop_in)
+        os.close(self._stop_out)

@@ -1,0 +1,139 @@
+"""Handlers: the user's functions by job type, and what becomes of a job when one has been run."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from worker_sdk.encoding import encode_value
+from worker_sdk.errors import InvalidRequest
+from worker_sdk.job import Job, JobRejected
+
+Function = Callable[[Job], Any] | Callable[[Job], Awaitable[Any]]
+Executor = Literal["thread", "process", "async"]
+
+ERROR_CHARACTERS = 1_000
+TRACEBACK_CHARACTERS = 6_000
+"""A traceback's end says more than its start, so that is what is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """How jobs of one type are run."""
+
+    type: str
+    function: Function
+    executor: Executor
+    limit: int | None
+    """How many of them may run at a time in this worker; None: no other limit than its own."""
+
+    @property
+    def import_name(self) -> str:
+        """Where another process finds the function: ``MODULE:QUALNAME``."""
+        return f"{self.function.__module__}:{self.function.__qualname__}"
+
+
+class Succeeded(NamedTuple):
+    """A handler returned; ``result`` is JSON."""
+
+    result: bytes
+
+
+class Failed(NamedTuple):
+    """A handler raised, or returned what cannot be a result."""
+
+    error: str
+    retry: bool = True
+
+
+Verdict = Succeeded | Failed
+
+NOTHING = Succeeded(b"null")
+"""What a handler without a return value comes to."""
+
+
+def make_handler(
+    type: str, function: Function, executor: str | None, default: str, limit: int | None
+) -> Handler:
+    """A handler with its executor chosen and checked."""
+    if not 1 <= len(type) <= 200:
+        raise ValueError(f"a job type is a text of 1 to 200 characters, not {type!r}")
+    if not callable(function):
+        raise TypeError(f"the handler of {type!r} is no function but {function!r}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"concurrency of {type!r} is at least 1, not {limit}")
+    if inspect.iscoroutinefunction(function):
+        if executor not in (None, "async"):
+            raise ValueError(
+                f"the handler of {type!r} is async: it runs on an event loop, not in a {executor}"
+            )
+        return Handler(type, function, "async", limit)
+    chosen = executor or default
+    if chosen == "process":
+        _check_importable(type, function)
+        return Handler(type, function, "process", limit)
+    if chosen == "thread":
+        return Handler(type, function, "thread", limit)
+    raise ValueError(f"executor of {type!r} is 'thread' or 'process', not {chosen!r}")
+
+
+def _check_importable(type: str, function: Function) -> None:
+    qualname = getattr(function, "__qualname__", "")
+    if not qualname or not all(part.isidentifier() for part in qualname.split(".")):
+        raise ValueError(
+            f"the handler of {type!r} runs in a process of its own, which imports it by name: "
+            f"it must stand at the top level of a module, not as {qualname or function!r}"
+        )
+
+
+def run(function: Callable[[Job], Any], job: Job) -> Verdict:
+    """Call a plain function; whatever it does is the job's outcome."""
+    try:
+        value = function(job)
+    except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
+        return failed(error)
+    return NOTHING if value is None else returned(value)
+
+
+def returned(value: Any) -> Verdict:
+    """What a handler's return value comes to: JSON cannot carry every value."""
+    try:
+        return Succeeded(encode_value(value, "result"))
+    except InvalidRequest as error:
+        return Failed(_headline(error))
+
+
+def failed(error: BaseException) -> Failed:
+    """What is said of a handler that raised: ``Type: message``, and where."""
+    if isinstance(error, JobRejected):
+        return Failed(_headline(error), retry=False)
+    # The first frame is this package's own.
+    frames = error.__traceback__.tb_next if error.__traceback__ else None
+    text = "".join(traceback.format_exception(type(error), error, frames, limit=-20))
+    if len(text) > TRACEBACK_CHARACTERS:
+        text = "…" + text[-TRACEBACK_CHARACTERS:]
+    return Failed(f"{_headline(error)}\n\n{unicode_only(text)}")
+
+
+def unicode_only(text: str) -> str:
+    """The text without halves of characters, which no message can carry."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def too_large(size_bytes: int, limit_bytes: int) -> Failed:
+    """What is said of a result that the broker would not take."""
+    return Failed(
+        f"TooLarge: the result has {size_bytes:,} bytes of JSON, and the broker takes messages of "
+        f"{limit_bytes:,} bytes at most"
+    )
+
+
+def _headline(error: BaseException) -> str:
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 - the user's own class: its failure must not hide the error
+        said = "(its text could not be made)"
+    return unicode_only(f"{type(error).__name__}: {said}"[:ERROR_CHARACTERS])

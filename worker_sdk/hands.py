@@ -1,0 +1,437 @@
+"""A worker's threads, and how they share its one connection.
+
+The rule: **whoever needs the connection uses it.** A thread that has an outcome to send, or has
+nothing to run, takes the lock, sends what there is, takes in what has come, takes the next job off
+the queue, lets go of the lock and runs the job itself. So a job goes from the socket to its
+handler and its outcome back to the socket without a hand-over between threads, each of which costs
+30 to 50 µs. Only a thread that finds nothing to run rests. One of those that rest, the watcher,
+does so on the socket's descriptors; it needs no lock for that, and the others may use the socket
+meanwhile. Before a thread runs a handler that may take long, it calls another one to watch: a
+resting hand or, when all hands are busy, the keeper, a thread that never runs a handler. Thereby
+heartbeats go on and cancels arrive while handlers compute. Before handlers that are known to be
+over at once nobody is called; should one of them take long after all, the keeper finds out within
+``KEEPER_ROUND_S``. Outcomes go out together with whatever else there is to send: before the queue
+runs empty, before a handler that may take long, and else every ``FLUSH_S``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from time import monotonic
+
+from msgspec import UNSET, Raw
+
+from worker_sdk.agent import Agent, Link
+from worker_sdk.dealer import Dealer
+from worker_sdk.errors import ClientClosed, PointsmanError, TooLarge, from_wire
+from worker_sdk.executors import Child, Ended, EventLoop
+from worker_sdk.handlers import Handler, Succeeded, Verdict, run, too_large
+from worker_sdk.job import Job
+from worker_sdk.messages import Assignment, Error, Inputs, Ok
+from worker_sdk.rest import Rest
+from worker_sdk.workload import Workload
+
+log = logging.getLogger("worker_sdk")
+
+FLUSH_S = 0.001
+"""How long an outcome waits at most while other short jobs are run."""
+KEEPER_ROUND_S = 0.2
+"""How often the keeper looks whether somebody watches."""
+UNWATCHED_S = 0.01
+"""How long ago the connection was used when the keeper takes the watch without being called."""
+ANSWER_S = 5.0
+"""How long a worker that leaves waits for the broker to confirm its outcomes."""
+_RECHECK_S = 0.05
+_ENVELOPE_BYTES = 512
+
+
+class Hands:
+    """Runs the jobs of one connected worker. `started` once, then to be left with `leave`."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        agent: Agent,
+        workload: Workload,
+        handlers: Mapping[str, Handler],
+        concurrency: int,
+    ) -> None:
+        self._agent = agent
+        self._workload = workload
+        self._handlers = handlers
+        self._concurrency = concurrency
+        self._dealer = Dealer(endpoint, agent)
+        # Guards everything here, the agent, the workload and the socket.
+        self._lock = threading.Lock()
+        # Told when a job ended or something came, if `_observers` wait for that.
+        self._news = threading.Condition(self._lock)
+        self._observers = 0
+        # Called once there is nothing more to wait for: the worker is over.
+        self.on_over: Callable[[], None] = lambda: None
+        # Why the broker refuses this worker, if it does.
+        self.fault: PointsmanError | None = None
+        # Set at the very end: threads that come back from their handlers end too.
+        self._is_over = False
+        # The jobs that run, by id.
+        self._jobs: dict[str, Job] = {}
+        # When the connection was used last.
+        self._exchanged = 0.0
+        # Who rests on the descriptors, and which hands rest without.
+        self._watcher: Rest | None = None
+        self._resting: list[Rest] = []
+        self._threads: list[threading.Thread] = []
+        self._keeper = Rest(self._dealer.descriptors)
+        self._keeper_is_called = True
+        self._keeper_thread = threading.Thread(
+            target=self._keep, name="pointsman-keeper", daemon=True
+        )
+        self._loop: EventLoop | None = None
+        if any(handler.executor == "async" for handler in handlers.values()):
+            self._loop = EventLoop(self._async_ended)
+
+    def start(self) -> None:
+        """Connect, and run what comes."""
+        if self._loop is not None:
+            self._loop.open()
+        self._keeper_thread.start()
+
+    def is_own_thread(self) -> bool:
+        """Whether the calling thread is one of these."""
+        here = threading.current_thread()
+        own_loop = self._loop is not None and self._loop.is_own_thread()
+        return own_loop or here in self._threads
+
+    # ---- the life of a hand --------------------------------------------------------------------
+
+    def _hand(self, name: str) -> None:
+        """Run one job after the other: the body of each thread that runs handlers."""
+        rest = Rest(self._dealer.descriptors)
+        child: Child | None = None
+        job = self._next(rest)
+        while job is not None:
+            handler = self._handlers[job.type]
+            began = monotonic()
+            if handler.executor == "thread":
+                verdict = run(handler.function, job)
+            else:
+                if child is None:
+                    child = Child(name)
+                verdict = child.run(handler, job, self.report)
+            ended = monotonic()
+            job = self._end_and_next(rest, job, verdict, ended - began, ended)
+        if child is not None:
+            child.close()
+        with self._lock:
+            rest.close()
+
+    def _end_and_next(
+        self, rest: Rest, job: Job, verdict: Verdict, seconds: float, now: float
+    ) -> Job | None:
+        with self._lock:
+            self._end(job, verdict, seconds)
+            following = self._take(now)
+        return following or self._next(rest)
+
+    def _next(self, rest: Rest) -> Job | None:
+        """The next job for a hand, which rests until there is one; None once all is over."""
+        while True:
+            with self._lock:
+                if self._watcher is rest:
+                    self._watcher = None
+                elif rest in self._resting:
+                    self._resting.remove(rest)
+                now = monotonic()
+                job = self._take(now)
+                if job is not None:
+                    return job
+                if self._is_over:
+                    return None
+                watching = self._watcher is None or self._watcher is self._keeper
+                if watching:
+                    if self._watcher is self._keeper:
+                        self._keeper.call()
+                    self._watcher = rest
+                    until_s = self._due() - now
+                else:
+                    self._resting.append(rest)
+                    until_s = None
+            rest.rest(watching=watching, until_s=until_s)
+
+    def _take(self, now: float) -> Job | None:
+        """The next job for the calling hand, with the connection used before as the rule says."""
+        if self._is_over:
+            return None
+        ready = self._agent.ready
+        if (
+            not ready
+            or now - self._exchanged > FLUSH_S
+            or not self._workload.is_fleeting(ready[0].type)
+        ):
+            self._exchange(now)
+        assignment = self._pick(now, runs_handlers=True)
+        if assignment is None:
+            return None
+        if not self._workload.is_fleeting(assignment.type):
+            self._call_for_help()
+        return self._begin(assignment)
+
+    def _pick(self, now: float, *, runs_handlers: bool) -> Assignment | None:
+        """Start async jobs up to the next that needs a hand, and give that one."""
+        while (assignment := self._workload.take(now)) is not None:
+            handler = self._handlers.get(assignment.type)
+            if handler is None:
+                self._workload.ended(assignment, 0.0)
+                self._agent.fail(assignment, f"this worker has no handler for {assignment.type!r}")
+            elif handler.executor == "async" and self._loop is not None:
+                self._loop.start(self._begin(assignment), handler.function)
+            elif runs_handlers:
+                return assignment
+            else:
+                self._workload.put_back(assignment)
+                return None
+        return None
+
+    def _begin(self, assignment: Assignment) -> Job:
+        job = Job(assignment, self)
+        self._jobs[assignment.id] = job
+        return job
+
+    def _end(self, job: Job, verdict: Verdict, seconds: float) -> None:
+        assignment = job._assignment
+        self._workload.ended(assignment, seconds)
+        if self._jobs.get(assignment.id) is job:
+            del self._jobs[assignment.id]
+        if job.canceled:
+            self._workload.stuck -= 1
+        elif isinstance(verdict, Succeeded):
+            limit_bytes = self._agent.message_limit_bytes
+            if len(verdict.result) + _ENVELOPE_BYTES > limit_bytes:
+                verdict = too_large(len(verdict.result), limit_bytes)
+                self._agent.fail(assignment, verdict.error)
+            else:
+                self._agent.finish(assignment, verdict.result)
+        else:
+            self._agent.fail(assignment, verdict.error, retry=verdict.retry)
+        if self._observers:
+            self._news.notify_all()
+
+    def _async_ended(self, ended: list[Ended]) -> None:
+        with self._lock:
+            for job, verdict, seconds in ended:
+                self._end(job, verdict, seconds)
+            if not self._is_over:
+                self._use_connection(monotonic())
+
+    # ---- who watches, and who is called --------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Watch while all hands are busy: the body of the keeper's thread."""
+        rest = self._keeper
+        while True:
+            with self._lock:
+                if self._is_over:
+                    return
+                now = monotonic()
+                if self._watcher is None:
+                    is_needed = self._keeper_is_called or now - self._exchanged > UNWATCHED_S
+                    watching = is_needed
+                else:
+                    watching = self._watcher is rest
+                self._keeper_is_called = False
+                until_s = KEEPER_ROUND_S
+                if watching:
+                    self._watcher = rest
+                    self._use_connection(now)
+                    until_s = self._due() - now
+            rest.rest(watching=watching, until_s=until_s)
+
+    def _use_connection(self, now: float) -> None:
+        """Exchange, and see to it that what came is run: for threads that run no handlers."""
+        self._exchange(now)
+        self._pick(now, runs_handlers=False)
+        if self._workload.has_next:
+            self._call_a_hand()
+
+    def _call_for_help(self) -> None:
+        """Before a handler that may take long: have others run what waits, and somebody watch."""
+        if self._workload.has_next:
+            self._call_a_hand()
+        elif self._watcher is None:
+            if self._resting:
+                self._resting.pop().call()
+            else:
+                self._keeper_is_called = True
+                self._keeper.call()
+
+    def _call_a_hand(self) -> None:
+        if self._resting:
+            self._resting.pop().call()
+        elif self._watcher is not None and self._watcher is not self._keeper:
+            self._watcher.call()
+        elif len(self._threads) < self._concurrency:
+            name = f"pointsman-hand-{len(self._threads) + 1}"
+            thread = threading.Thread(target=self._hand, args=(name,), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _due(self) -> float:
+        return min(self._dealer.next_due(), self._workload.next_due())
+
+    # ---- the connection ------------------------------------------------------------------------
+
+    def _exchange(self, now: float) -> None:
+        """Send all there is to send and take in all that came; with the lock held."""
+        agent = self._agent
+        self._workload.adjust(now)
+        self._dealer.exchange(now)
+        self._exchanged = now
+        if agent.stopped:
+            self._stop_jobs()
+        if agent.refused:
+            self._log_refused()
+        if agent.fault is not None and self.fault is None:
+            self.fault = from_wire(agent.fault)
+            log.error("the broker refuses this worker: %s", self.fault)
+            self.on_over()
+        if self._workload.draining and agent.ready:
+            # They were on their way when the credit was taken back.
+            self._workload.adjust(now)
+            self._dealer.exchange(now)
+        if self._observers:
+            self._news.notify_all()
+
+    def _stop_jobs(self) -> None:
+        for assignment, reason in self._agent.stopped:
+            job = self._jobs.get(assignment.id)
+            if job is not None and job._assignment is assignment:
+                self._workload.stuck += 1
+                job._stop(reason)
+        self._agent.stopped.clear()
+
+    def _log_refused(self) -> None:
+        for ending, code, message in self._agent.refused:
+            # A job that was canceled while its outcome was under way is nobody's fault.
+            level = logging.DEBUG if code == "canceled" else logging.WARNING
+            log.log(
+                level,
+                "outcome of job %s attempt %d refused: %s: %s",
+                ending.id,
+                ending.attempt,
+                code,
+                message,
+            )
+        self._agent.refused.clear()
+
+    # ---- what jobs ask for (see job.Desk) -------------------------------------------------------
+
+    def report(self, job: Job, value: bytes) -> None:
+        """Pass progress on to the broker."""
+        limit_bytes = self._agent.message_limit_bytes
+        if len(value) + _ENVELOPE_BYTES > limit_bytes:
+            raise TooLarge(
+                f"progress of {len(value):,} bytes: the broker takes {limit_bytes:,} at most"
+            )
+        with self._lock:
+            self._agent.report(job._assignment, value)
+            if not self._is_over:
+                self._use_connection(monotonic())
+
+    def fetch_inputs(self, job: Job, ids: tuple[str, ...]) -> dict[str, Raw]:
+        """Ask the broker for results of dependencies."""
+        assignment = job._assignment
+        with self._lock:
+            request = Inputs(id=assignment.id, attempt=assignment.attempt, ids=ids)
+            key = self._agent.request(request, monotonic())
+            self._observers += 1
+            try:
+                while key not in self._agent.replies:
+                    if self._is_over:
+                        raise ClientClosed("the worker was stopped")
+                    job.check_canceled()
+                    self._use_connection(monotonic())
+                    if key not in self._agent.replies:
+                        self._news.wait(_RECHECK_S)
+                reply = self._agent.replies[key]
+            finally:
+                self._observers -= 1
+                self._agent.forget(key)
+        if isinstance(reply, Error):
+            raise from_wire(reply)
+        if isinstance(reply, Ok) and reply.results is not UNSET:
+            return reply.results
+        return {}
+
+    def wait_stopped(self, job: Job, timeout_s: float | None) -> bool:
+        """Wait until the job is stopped from outside; whether it is."""
+        with self._lock:
+            self._observers += 1
+            try:
+                self._news.wait_for(lambda: job.canceled or self._is_over, timeout_s)
+            finally:
+                self._observers -= 1
+        return job.canceled
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    def leave(self, grace_s: float, is_hurried: Callable[[], bool]) -> None:
+        """Finish what runs within `grace_s`, hand back the rest, say bye, and end all threads."""
+        with self._lock:
+            deadline = monotonic() + grace_s
+            self._workload.drain()
+            self._exchange(monotonic())
+            self._wait(lambda: not self._workload.started, deadline, is_hurried)
+            self._give_up_jobs()
+            # Without a connection there is nobody to confirm: then the grace time is the measure.
+            is_away = self._agent.link is Link.AWAY
+            patience = deadline if is_away else max(deadline, monotonic() + ANSWER_S)
+            self._wait(lambda: self._agent.settled, patience, is_hurried)
+            self._agent.leave(monotonic())
+            if self._agent.link is not Link.AWAY:
+                self._wait(
+                    lambda: self._agent.link is Link.LEFT, monotonic() + ANSWER_S, is_hurried
+                )
+        self._end_threads()
+
+    def _give_up_jobs(self) -> None:
+        for job in list(self._jobs.values()):
+            if not job.canceled:
+                log.warning("job %s has not ended within the grace time: handed back", job.id)
+                self._workload.stuck += 1
+                self._agent.release([job._assignment])
+                job._stop("leaving")
+
+    def _wait(
+        self, is_done: Callable[[], bool], deadline: float, is_hurried: Callable[[], bool]
+    ) -> None:
+        """Wait with the lock held, using the connection meanwhile."""
+        self._observers += 1
+        while self.fault is None:
+            now = monotonic()
+            self._exchange(now)
+            if is_done() or now >= deadline or is_hurried():
+                break
+            self._news.wait(_RECHECK_S)
+        self._observers -= 1
+
+    def _end_threads(self) -> None:
+        with self._lock:
+            self._is_over = True
+            for rest in self._resting:
+                rest.call()
+            if self._watcher is not None:
+                self._watcher.call()
+            self._keeper.call()
+            self._news.notify_all()
+        if self._loop is not None:
+            self._loop.close(patience_s=1.0)
+        self._keeper_thread.join()
+        # A handler that does not heed its cancellation cannot be ended: its thread is left behind.
+        deadline = monotonic() + 1.0
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - monotonic()))
+        with self._lock:
+            self._keeper.close()
+            self._dealer.close(linger_s=0.5)

@@ -66,13 +66,16 @@ def get_logger(part: str) -> Logger:
     return Logger(logging.getLogger(f"{ROOT}.{part}"))
 
 
-def set_up(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+def set_up(
+    level: str = "info", form: str = "auto", stream: TextIO | None = None, *, above: str = ROOT
+) -> None:
     """Send events of ``level`` and above to ``stream`` (stderr), as ``human``, ``json``, ``auto``.
 
-    Called again, it replaces what was set up before.
+    It holds for all loggers under the one named ``above``, "" standing for all there are. Called
+    again, it replaces what was set up before.
     """
     target = sys.stderr if stream is None else stream
-    root = logging.getLogger(ROOT)
+    root = logging.getLogger(above)
     handler = _QuietHandler(target)
     handler.setFormatter(_formatter(form, target))
     for old in [each for each in root.handlers if isinstance(each, _QuietHandler)]:

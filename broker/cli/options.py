@@ -154,17 +154,15 @@ def moment(text: str) -> datetime:
         ) from None
 
 
-endpoint_option = click.option(
-    "--broker",
-    type=endpoint,
-    envvar="POINTSMAN_BROKER",
-    metavar="URL",
-    help=f"The broker's endpoint (also: POINTSMAN_BROKER).  [default: {DEFAULT_ENDPOINT}]",
-)
-
-
 def broker_option(command: Command) -> Command:
     """Give ``command`` the options that say which broker to talk to and how patiently."""
+    url = click.option(
+        "--broker",
+        type=endpoint,
+        envvar="POINTSMAN_BROKER",
+        metavar="URL",
+        help=f"The broker's endpoint (also: POINTSMAN_BROKER).  [default: {DEFAULT_ENDPOINT}]",
+    )
     patience = click.option(
         "--patience",
         type=positive_seconds,
@@ -173,4 +171,4 @@ def broker_option(command: Command) -> Command:
         show_default=True,
         help="How long to try to reach the broker.",
     )
-    return endpoint_option(patience(command))
+    return url(patience(command))

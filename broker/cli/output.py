@@ -23,6 +23,8 @@ STATE_STYLES = {
     "canceled": "magenta",
 }
 
+LABEL_WIDTH = 14
+
 
 def clean(text: str) -> str:
     """The text on one line and without control characters, whoever wrote it."""
@@ -45,7 +47,7 @@ def write_job(job: JobStatus, *, as_json: bool) -> None:
         return
     for name, value in _lines(job):
         style = STATE_STYLES.get(job.state) if name == "state" else None
-        label = f"{name:13}"
+        label = f"{name:{LABEL_WIDTH}}"
         if sys.stdout.isatty() and style:
             Console(highlight=False, soft_wrap=True).print(Text(label).append(value, style=style))
         else:
@@ -81,7 +83,8 @@ def _lines(job: JobStatus) -> Iterator[tuple[str, str]]:
     if job.state == "finished":
         yield "result", _value(job.result)
     if job.error is not None:
-        yield "error", clean(job.error)
+        # A headline, then often a traceback: lines of their own, indented below the first.
+        yield "error", f"\n{'':{LABEL_WIDTH}}".join(map(clean, job.error.splitlines()))
 
 
 def write_list(jobs: Sequence[JobStatus], *, as_json: bool, heading: bool = True) -> None:

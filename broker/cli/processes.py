@@ -14,10 +14,11 @@ from typing import Any
 import click
 
 from broker import log as logs
-from broker.cli.options import CommandError, endpoint_option, json_option
+from broker.cli.options import CommandError, endpoint, json_option
 from broker.cli.output import write_json
 from broker.config import Config, load, settings, show
 from worker_sdk import Worker
+from worker_sdk.messages import DEFAULT_ENDPOINT
 
 
 def _settings_as_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,7 +80,13 @@ def serve(
 
 @click.command()
 @click.argument("target", metavar="MODULE:WORKER")
-@endpoint_option
+@click.option(
+    "--broker",
+    type=endpoint,
+    metavar="URL",
+    help="The broker's endpoint; left out, the one that the code names, else POINTSMAN_BROKER, "
+    f"else {DEFAULT_ENDPOINT}.",
+)
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -94,7 +101,7 @@ def worker(target: str, broker: str | None, log_level: str, as_json: bool) -> No
     MODULE is looked for in the working directory too. Ctrl-C or SIGTERM: it finishes what it
     holds within its grace time, hands back the rest, and leaves.
     """
-    logs.set_up(log_level, "json" if as_json else "auto")
+    logs.set_up(log_level, "json" if as_json else "auto", above="")  # the user's own logs too
     sys.path.insert(0, os.getcwd())
     found = find_worker(target)
     if broker is not None:

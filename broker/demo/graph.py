@@ -83,7 +83,7 @@ def differences(tree: Tree, jobs: Sequence[JobStatus], expected: Sequence[str]) 
     faults = []
     for node, job, digest in zip(tree.nodes, jobs, expected, strict=True):
         if job.state != "finished":
-            why = f": {job.error}" if job.error else ""
+            why = f": {job.error.splitlines()[0]}" if job.error else ""
             faults.append(f"{_what(node)}: its job {job.id} is {job.state}{why}")
         elif job.result.get("digest") != digest:
             faults.append(

@@ -16,7 +16,7 @@ from broker.demo import graph
 from broker.demo.crew import Crew, CrewError
 from broker.demo.handlers import FOLDER, GATE_VARIABLE, JOURNAL_VARIABLE, LEAF
 from broker.demo.progress import Progress
-from broker.demo.tree import Tree, compute, scan
+from broker.demo.tree import Tree, changed, compute, encode_path, scan
 from worker_sdk import Client, JobSpec, JobStatus, PointsmanError, WaitTimeout
 from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES
 
@@ -186,8 +186,12 @@ class _Demo:
             for type in (LEAF, FOLDER)
             for job in client.iter_jobs(state="finished", type=type, page_size=10_000)
         ]
+        differences = graph.differences(self.tree, jobs, expected)
+        if differences and (paths := changed(self.tree)):
+            where = graph.summary([encode_path(path) for path in paths])
+            raise DemoError(f"the folder changed while the demo ran, at {where}: run it again")
         faults = [
-            *graph.differences(self.tree, jobs, expected),
+            *differences,
             *graph.repetitions(jobs, listed, attempts),
             *graph.changes(before, jobs),
         ]

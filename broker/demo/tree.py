@@ -30,6 +30,8 @@ class Node:
     path: str
     kind: Kind
     size_bytes: int = 0
+    modified_ns: int = 0
+    """Of a file or link: when it was last written to, as of the scan."""
     children: list[int] = field(default_factory=list)
     """Of a folder: the places of its entries in the tree's nodes, each before the folder's own."""
 
@@ -108,7 +110,7 @@ def _node(entry: os.DirEntry[str], skipped: list[Skipped]) -> Node | None:
         skipped.append(Skipped(entry.path, error.strerror or str(error)))
         return None
     if stat.S_ISLNK(info.st_mode):
-        return Node(entry.path, "link")
+        return Node(entry.path, "link", 0, info.st_mtime_ns)
     if stat.S_ISDIR(info.st_mode):
         if entry.name == LEFT_OUT_FOLDER:
             skipped.append(Skipped(entry.path, "may change at any time"))
@@ -120,7 +122,7 @@ def _node(entry: os.DirEntry[str], skipped: list[Skipped]) -> Node | None:
     if not os.access(entry.path, os.R_OK):
         skipped.append(Skipped(entry.path, "cannot be read"))
         return None
-    return Node(entry.path, "file", info.st_size)
+    return Node(entry.path, "file", info.st_size, info.st_mtime_ns)
 
 
 def _children_first(found: list[Node], parents: list[int]) -> list[Node]:
@@ -150,6 +152,23 @@ def compute(tree: Tree) -> list[str]:
         else:
             digests.append(leaf_digest(node.path, node.kind))
     return digests
+
+
+def changed(tree: Tree) -> list[str]:
+    """The paths of files and links that have been written to or gone away since the scan."""
+    paths = []
+    for node in tree.nodes:
+        if node.kind == "folder":
+            continue
+        try:
+            info = os.lstat(node.path)
+        except OSError:
+            paths.append(node.path)
+            continue
+        size_bytes = info.st_size if node.kind == "file" else 0
+        if (size_bytes, info.st_mtime_ns) != (node.size_bytes, node.modified_ns):
+            paths.append(node.path)
+    return paths
 
 
 def folder_digest(entries: Iterable[Listed]) -> str:

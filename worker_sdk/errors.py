@@ -1,4 +1,3 @@
-# ruff: noqa: N818 (the names say what happened; that they are errors shows where they are used)
 """What goes wrong, one class for each of the wire's error codes, and some of the client's own."""
 
 from collections.abc import Iterable

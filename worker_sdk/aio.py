@@ -127,9 +127,7 @@ class AsyncClient:
         """Enqueue a job and return its result. Raises what ``result`` raises."""
         spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
         clock = self._running_loop().time
-        return await self._carry_out(
-            requests.run(spec, wait_timeout, self.message_limit, clock)
-        )
+        return await self._carry_out(requests.run(spec, wait_timeout, self.message_limit, clock))
 
     # ---- ask ---------------------------------------------------------------------------------
 

@@ -95,9 +95,7 @@ class Client:
     ) -> Any:
         """Enqueue a job and return its result. Raises what ``result`` raises."""
         spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
-        return self._carry_out(
-            requests.run(spec, wait_timeout, self.message_limit, time.monotonic)
-        )
+        return self._carry_out(requests.run(spec, wait_timeout, self.message_limit, time.monotonic))
 
     # ---- ask ---------------------------------------------------------------------------------
 

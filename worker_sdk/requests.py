@@ -166,9 +166,7 @@ def run(
 # ---- asking ----------------------------------------------------------------------------------
 
 
-def status(
-    ids: AnyId | Iterable[AnyId], args: bool = False
-) -> Steps[JobStatus | list[JobStatus]]:
+def status(ids: AnyId | Iterable[AnyId], args: bool = False) -> Steps[JobStatus | list[JobStatus]]:
     """The present status of one job, or of each."""
     wanted = _many(ids)
     infos: list[JobInfo] = []

@@ -141,9 +141,7 @@ def test_unsent_call_waits_on_as_long_as_the_broker_answers_others() -> None:
     first = wire.start()
     queued = wire.exchange.start(Ping(), wire.now)
     wire.advance(7)
-    assert wire.exchange.receive(
-        [b"", b"PM1", b'{"op":"ok","req":%d}' % first.req], wire.now
-    )
+    assert wire.exchange.receive([b"", b"PM1", b'{"op":"ok","req":%d}' % first.req], wire.now)
 
     wire.now += 5
     assert wire.exchange.tick(wire.now) == []

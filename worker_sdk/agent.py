@@ -402,6 +402,12 @@ class Agent:
             self._send(message, now)
         return key
 
+    def barrier(self, now: float) -> bytes:
+        """Tell the credit and ask for an answer: all that was sent before it arrives before it."""
+        if self._credit != self._credit_told:
+            self._send_heartbeat(now)
+        return self.request(Heartbeat(), now)
+
     def forget(self, key: bytes) -> None:
         """Wait no longer for the answer to a request."""
         self._pending.pop(key, None)
@@ -431,6 +437,8 @@ class Agent:
         self._spoke = now
 
     def _send_heartbeat(self, now: float) -> None:
+        if self.link is not Link.WELCOMED:
+            return
         self._send(Heartbeat(credit=self._credit), now)
         self._credit_told = self._credit
         self._beat = now

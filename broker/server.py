@@ -20,7 +20,7 @@ from broker.log import get_logger
 from broker.queries import Queries
 from broker.sockets import Wakeup, bind_router
 from broker.store.base import Store
-from worker_sdk.messages import PROTOCOL, Error, Message
+from worker_sdk.messages import PROTOCOL, Error, Message, Ok
 
 log = get_logger("server")
 
@@ -135,7 +135,7 @@ class Server:
         does not read, is its own loss.
         """
         try:
-            self._router.send_multipart([*origin, PROTOCOL, encode(message)], zmq.NOBLOCK)
+            self._router.send_multipart([*origin, PROTOCOL, self._encode(message)], zmq.NOBLOCK)
         except (zmq.Again, zmq.ZMQError) as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -144,6 +144,16 @@ class Server:
             log.debug("message dropped", cause=cause)
             return False
         return True
+
+    def _encode(self, message: Message) -> bytes:
+        """Give the JSON of a message; of an answer that is too large, that of an error instead."""
+        payload = encode(message)
+        limit = self._engine.limits.max_message
+        if len(payload) > limit and isinstance(message, Ok):
+            self.faults["too_large"] += 1
+            text = f"the answer has {len(payload)} bytes, over the limit of {limit}: ask for less"
+            return encode(Error("too_large", text, req=message.req))
+        return payload
 
     # ---- the end, and what other threads may call ----
 

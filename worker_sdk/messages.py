@@ -328,7 +328,7 @@ class Ok(Message, tag="ok"):
     """status, wait, list."""
     done: bool | UnsetType = UNSET
     """wait: whether all have ended."""
-    after: str | None | UnsetType = UNSET
+    after: str | UnsetType | None = UNSET
     """list: where to go on, null at the end."""
     results: dict[str, Raw] | UnsetType = UNSET
     """inputs: dependency id -> result."""
@@ -336,6 +336,8 @@ class Ok(Message, tag="ok"):
     """stats: an object of counts."""
     version: str | UnsetType = UNSET
     """ping: the broker's version."""
+    message_limit: int | UnsetType = UNSET
+    """ping: the largest JSON frame that the broker takes and sends, in bytes."""
 
 
 class Error(Message, tag="error"):

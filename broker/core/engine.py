@@ -258,7 +258,8 @@ class Engine:
 
     def _ping(self, origin: Origin, message: Message) -> None:
         self._check_client(origin, "ping")
-        self._reply(origin, Ok(version=self.version, req=message.req))
+        limit = self.limits.max_message
+        self._reply(origin, Ok(version=self.version, message_limit=limit, req=message.req))
 
     def _read(self, origin: Origin, message: Message) -> None:
         self._check_client(origin, str(message.__struct_config__.tag))

@@ -39,17 +39,17 @@ from worker_sdk.messages import (
     Assignment,
     Claiming,
     Error,
-    Heartbeat,
     Inputs,
     Jobs,
     Ok,
-    WorkerRequest,
 )
 from worker_sdk.rest import Rest
 from worker_sdk.worker import checked_channels, default_name
 
 ANSWER_S = 5.0
 """How long a broker that is there may take to answer where nothing depends on the answer."""
+CONNECT_S = 1.0
+"""How long a session at its start waits for its broker, be the time-out shorter."""
 _ENVELOPE_BYTES = 512
 
 
@@ -124,14 +124,18 @@ class WorkerSession:
         self._waiting = 0
         # Of those, how many are about to give up: they take what comes, and ask for nothing more.
         self._giving_up = 0
-        # Outcomes that were refused while somebody waits for them.
-        self._refusals: dict[int, PointsmanError] = {}
+        # Outcomes that somebody waits for: what they were refused with, by the outcome's identity.
+        self._refusals: dict[int, PointsmanError | None] = {}
+        # Set by `close` at its start, and once it has said bye, answered or not.
         self._is_closed = False
+        self._is_over = False
+        # Where the background thread rests, and until when.
         self._rest = Rest(self._dealer.descriptors)
+        self._resting_until = 0.0
         self._thread = threading.Thread(target=self._keep, name="pointsman-session", daemon=True)
         self._thread.start()
 
-    # ---- for its users ---------------------------------------------------------------------------
+    # ---- for its users -------------------------------------------------------------------------
 
     def dequeue(
         self, timeout: float | None = None, *, id: AnyId | None = None
@@ -166,13 +170,15 @@ class WorkerSession:
                 return
             self._is_closed = True
             self._agent.leave(monotonic())
-            self._news.notify_all()
-            self._wait_for(
-                lambda: self._agent.link in (Link.LEFT, Link.AWAY), monotonic() + ANSWER_S
-            )
+            self._exchange()
+            deadline = monotonic() + ANSWER_S
+            while not self._is_gone() and (left_s := deadline - monotonic()) > 0:
+                self._news.wait(left_s)
+            self._is_over = True
             for job in self._jobs.values():
                 job._stop("leaving")
             self._jobs.clear()
+            self._news.notify_all()
         self._rest.call()
         self._thread.join()
         with self._lock:
@@ -195,17 +201,30 @@ class WorkerSession:
     def _await_job(self, deadline: float | None) -> SessionJob | None:
         if deadline is not None:
             # The broker must have heard of the wish before its time can be over.
-            self._ask(Heartbeat(credit=self._credit()), monotonic() + ANSWER_S, or_job=True)
-        self._wait_for(lambda: self._is_closed or bool(self._agent.ready), deadline)
-        if not self._agent.ready and not self._is_closed:
+            self._await_answer(max(deadline, monotonic() + CONNECT_S))
+        while True:
+            self._wait_for(lambda: self._is_closed or bool(self._agent.ready), deadline)
+            if self._is_closed:
+                return None
+            if not self._agent.ready:
+                break
+            job = self._take()
+            if job is not None:
+                return job
+        if self._agent.link is Link.WELCOMED:
             # A job may be under way: whatever was sent before this answer arrives before it.
             self._giving_up += 1
             try:
-                now = monotonic()
-                self._ask(Heartbeat(credit=self._credit()), now + ANSWER_S, or_job=True)
+                self._await_answer(monotonic() + ANSWER_S)
             finally:
                 self._giving_up -= 1
-        return self._take()
+        return None if self._is_closed else self._take()
+
+    def _await_answer(self, deadline: float) -> None:
+        """Tell the broker the credit, and wait for its answer, or a job if one comes first."""
+        self._agent.set_credit(self._credit())
+        key = self._agent.barrier(monotonic())
+        self._await_reply(key, deadline, or_job=True)
 
     def _take(self) -> SessionJob | None:
         while self._agent.ready:
@@ -220,7 +239,7 @@ class WorkerSession:
         return job
 
     def _claim(self, id: str, deadline: float | None) -> SessionJob:
-        reply = self._ask(Claiming(id=id), deadline)
+        reply = self._await_reply(self._agent.request(Claiming(id=id), monotonic()), deadline)
         if isinstance(reply, Error):
             raise from_wire(reply)
         if isinstance(reply, Jobs):
@@ -228,6 +247,8 @@ class WorkerSession:
                 if self._agent.holds(assignment):
                     return self._give_out(assignment)
             raise JobNotRunning(f"job {id} was taken and lost at once")
+        if self._is_closed:
+            raise ClientClosed("this session was closed")
         raise WaitTimeout(
             f"the broker at {self.endpoint} has not answered to the claim of job {id}"
         )
@@ -235,7 +256,7 @@ class WorkerSession:
     def _credit(self) -> int:
         return len(self._jobs) + self._waiting - self._giving_up
 
-    # ---- ending ----------------------------------------------------------------------------------
+    # ---- ending --------------------------------------------------------------------------------
 
     def end(
         self,
@@ -258,16 +279,31 @@ class WorkerSession:
                 raise why_not_held(job)
             if self._jobs.get(ending.id) is job:
                 del self._jobs[ending.id]
-            key = id(ending)
-            self._wait_for(
-                lambda: not self._agent.awaits(ending) or key in self._refusals, deadline
-            )
-            if key in self._refusals:
-                raise self._refusals.pop(key)
+            refusal = self._await_word(ending, deadline)
+            if refusal is not None:
+                raise refusal
             if self._agent.awaits(ending):
-                raise WaitTimeout(
+                said = (
                     f"the broker at {self.endpoint} has not confirmed the outcome of job {job.id}"
                 )
+                raise ClientClosed(said) if self._is_over else WaitTimeout(said)
+
+    def _await_word(self, ending: Ending, deadline: float | None) -> PointsmanError | None:
+        """Wait until the broker has confirmed an outcome; what it refused it with, if it did."""
+        key = id(ending)
+        self._refusals[key] = None
+        try:
+            self._wait_for(
+                lambda: (
+                    not self._agent.awaits(ending)
+                    or self._refusals[key] is not None
+                    or self._is_over
+                ),
+                deadline,
+            )
+            return self._refusals[key]
+        finally:
+            del self._refusals[key]
 
     # ---- the connection ------------------------------------------------------------------------
 
@@ -275,10 +311,11 @@ class WorkerSession:
         """Keep the connection while nobody else uses it: the body of the background thread."""
         while True:
             with self._lock:
-                if self._is_closed and self._agent.link in (Link.LEFT, Link.AWAY):
+                if self._is_over:
                     return
                 self._exchange()
-                until_s = self._dealer.next_due() - monotonic()
+                self._resting_until = self._dealer.next_due()
+                until_s = self._resting_until - monotonic()
             self._rest.rest(watching=True, until_s=until_s)
 
     def _exchange(self) -> None:
@@ -298,11 +335,13 @@ class WorkerSession:
                 job._stop(reason)
         agent.stopped.clear()
         for ending, code, message in agent.refused:
-            self._refusals[id(ending)] = from_wire(
-                Error(code=code, message=message, ids=(ending.id,))
-            )
+            if id(ending) in self._refusals:
+                error = Error(code=code, message=message, ids=(ending.id,))
+                self._refusals[id(ending)] = from_wire(error)
         agent.refused.clear()
         self._news.notify_all()
+        if self._dealer.next_due() < self._resting_until:
+            self._rest.call()
 
     def _wait_for(self, is_done: Callable[[], bool], deadline: float | None) -> None:
         """Wait with the lock held until `is_done` or the deadline; raises if the broker refuses."""
@@ -313,16 +352,13 @@ class WorkerSession:
             left_s = None if deadline is None else deadline - monotonic()
             if left_s is not None and left_s <= 0:
                 return
-            # The time to wait next may have changed with what was just said.
-            self._rest.call()
             self._news.wait(left_s)
 
-    def _ask(
-        self, request: WorkerRequest, deadline: float | None, *, or_job: bool = False
+    def _await_reply(
+        self, key: bytes, deadline: float | None, *, or_job: bool = False
     ) -> Reply | None:
         """The answer to a request; None if there is none in time, or a job came first."""
         agent = self._agent
-        key = agent.request(request, monotonic())
         try:
             self._wait_for(
                 lambda: key in agent.replies or self._is_closed or (or_job and bool(agent.ready)),
@@ -331,6 +367,9 @@ class WorkerSession:
             return agent.replies.get(key)
         finally:
             agent.forget(key)
+
+    def _is_gone(self) -> bool:
+        return self._agent.link in (Link.LEFT, Link.AWAY) or self._agent.fault is not None
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
@@ -342,7 +381,7 @@ class WorkerSession:
         if self._is_closed:
             raise ClientClosed("this session was closed")
 
-    # ---- what jobs ask for (see job.Desk) ----------------------------------------------------------
+    # ---- what jobs ask for (see job.Desk) ------------------------------------------------------
 
     def report(self, job: Job, value: bytes) -> None:
         """Pass progress on to the broker."""
@@ -357,7 +396,7 @@ class WorkerSession:
         with self._lock:
             self._check_usable()
             request = Inputs(id=assignment.id, attempt=assignment.attempt, ids=ids)
-            reply = self._ask(request, None)
+            reply = self._await_reply(self._agent.request(request, monotonic()), None)
         if isinstance(reply, Error):
             raise from_wire(reply)
         if isinstance(reply, Ok) and reply.results is not UNSET:

@@ -34,6 +34,7 @@ _decode_terms = msgspec.json.Decoder(StoredTerms).decode
 _encode = msgspec.json.Encoder().encode
 _SCANNED_MOST = 10_000  # jobs looked at for one page, whether or not they match
 _SCANNED_AT_A_TIME = 1_000
+_FULL_FROM_BYTES = 1_048_576
 
 
 class Queries:
@@ -72,9 +73,24 @@ class Queries:
 
     # ---- dispatches ----
 
-    def assignments(self, dispatch: Dispatch) -> Jobs:
-        """Give the message that brings attempts to their worker."""
-        return Jobs(tuple([self._assignment(job) for job in dispatch.jobs]), req=dispatch.req)
+    def assignments(self, dispatch: Dispatch) -> Iterator[tuple[Jobs, list[Job]]]:
+        """Give the messages that bring attempts to their worker, each with the jobs in it.
+
+        As many jobs as there are go into one, but no second one into one of `_FULL_FROM_BYTES`.
+        """
+        jobs: list[Job] = []
+        assignments: list[Assignment] = []
+        size = 0
+        for job in dispatch.jobs:
+            assignment = self._assignment(job)
+            jobs.append(job)
+            assignments.append(assignment)
+            size += len(job.args) + _size_of_edges(assignment)
+            if size >= _FULL_FROM_BYTES:
+                yield Jobs(tuple(assignments), req=dispatch.req), jobs
+                jobs, assignments, size = [], [], 0
+        if jobs:
+            yield Jobs(tuple(assignments), req=dispatch.req), jobs
 
     def _assignment(self, job: Job) -> Assignment:
         lane = job.terms.lane
@@ -179,6 +195,13 @@ class Queries:
             if len(records) < _SCANNED_AT_A_TIME:
                 return
             before = records[-1][0]
+
+
+def _size_of_edges(assignment: Assignment) -> int:
+    """Give about how many bytes dependencies and their results take in a message."""
+    inputs = assignment.inputs
+    size = 40 * len(assignment.dependencies)
+    return size + sum([40 + len(bytes(each)) for each in inputs.values()]) if inputs else size
 
 
 def _place(after: str | None) -> tuple[str, int | None]:

@@ -123,10 +123,10 @@ class Server:
         for origin, message in effects.replies:
             self._post(origin, message)
         for dispatch in effects.dispatches:
-            if not self._post(dispatch.origin, self._queries.assignments(dispatch)):
-                ids = tuple(job.id for job in dispatch.jobs)
-                lost = Undelivered(dispatch.origin[0], ids)
-                self._undelivered.append((dispatch.origin, lost))
+            for message, jobs in self._queries.assignments(dispatch):
+                if not self._post(dispatch.origin, message):
+                    lost = Undelivered(dispatch.origin[0], tuple([job.id for job in jobs]))
+                    self._undelivered.append((dispatch.origin, lost))
         for origin, request in effects.reads:
             self._post(origin, self._queries.answer(request))
 

@@ -25,9 +25,12 @@ from worker_sdk.errors import (
 )
 from worker_sdk.graph import Dependency, JobSpec
 from worker_sdk.ids import new_id
+from worker_sdk.job import Job, JobRejected
 from worker_sdk.messages import Backoff
 from worker_sdk.requests import JobOptions, Page
+from worker_sdk.session import WorkerSession
 from worker_sdk.status import JobStatus
+from worker_sdk.worker import Worker
 
 __all__ = [
     "AsyncClient",
@@ -41,6 +44,7 @@ __all__ = [
     "DependencyCycle",
     "InternalError",
     "InvalidRequest",
+    "Job",
     "JobCanceled",
     "JobConflict",
     "JobFailed",
@@ -48,6 +52,7 @@ __all__ = [
     "JobNotReady",
     "JobNotRunning",
     "JobOptions",
+    "JobRejected",
     "JobSpec",
     "JobStatus",
     "NotEncodable",
@@ -57,5 +62,7 @@ __all__ = [
     "TooLarge",
     "Unsupported",
     "WaitTimeout",
+    "Worker",
+    "WorkerSession",
     "new_id",
 ]

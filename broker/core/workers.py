@@ -148,8 +148,10 @@ class Pool:
         return None
 
     def run_length(self, worker: Worker, lane: Lane) -> int:
-        """Give how many jobs in a row may go from `lane` to `worker` without a look around: all
-        that it takes, if the jobs all come from there and nobody goes short."""
+        """Give how many jobs in a row may go from `lane` to `worker` without a look around.
+
+        All that it takes, if all of the pool's jobs come from there and no other goes short.
+        """
         alone = len(self._backlog) == 1 and len(lane.pools) == 1
         return worker.room if alone and (self._free == 1 or lane.ready >= self._room) else 1
 

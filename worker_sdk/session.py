@@ -218,7 +218,7 @@ class WorkerSession:
                 self._await_answer(monotonic() + ANSWER_S)
             finally:
                 self._giving_up -= 1
-        return None if self._is_closed else self._take()
+        return self._take()
 
     def _await_answer(self, deadline: float) -> None:
         """Tell the broker the credit, and wait for its answer, or a job if one comes first."""
@@ -227,7 +227,7 @@ class WorkerSession:
         self._await_reply(key, deadline, or_job=True)
 
     def _take(self) -> SessionJob | None:
-        while self._agent.ready:
+        while self._agent.ready and not self._is_closed:
             assignment = self._agent.ready.popleft()
             if self._agent.holds(assignment):
                 return self._give_out(assignment)

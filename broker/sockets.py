@@ -36,9 +36,10 @@ def bind_router(context: Context, config: Config) -> tuple[zmq.Socket[bytes], li
     router.set(zmq.SNDHWM, _QUEUED_MOST)
     router.set(zmq.RCVHWM, _QUEUED_MOST)
     router.set(zmq.BACKLOG, _BACKLOG)
-    router.set(zmq.IPV6, 1)
     endpoints = []
     for endpoint in config.bind:
+        # Only where it is asked for: it would show IPv4 addresses in a form that few can read.
+        router.set(zmq.IPV6, int("[" in endpoint))
         try:
             router.bind(endpoint)
         except zmq.ZMQError as error:

@@ -1,0 +1,40 @@
+"""The contract of every store: committed state lives there, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from broker.core.records import Archive, Record, Writes
+
+
+class StoreError(Exception):
+    """The store cannot do what its contract says; the message is for the person who runs it."""
+
+
+class Store(Archive, Protocol):
+    """Keeps jobs. One thread uses it at a time; every error it meets is a StoreError."""
+
+    @property
+    def last_seq(self) -> int:
+        """The highest `seq` that was ever committed, 0 for none."""
+
+    def load(self) -> Iterator[Record]:
+        """Give all live jobs in the order of `seq`, once, at start."""
+
+    def commit(self, writes: Writes) -> None:
+        """Make all of `writes` lasting, or nothing of it and raise StoreError."""
+
+    def results(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """Give the results (JSON) of those of `ids` that are finished jobs."""
+
+    def live_page(self, before: int | None, limit: int) -> list[tuple[int, str]]:
+        """Give seq and id of live jobs, newest first, from below the seq `before` on."""
+
+    def ended_page(self, before: int | None, limit: int) -> list[tuple[int, Record]]:
+        """Give ended jobs, latest end first, each with its place in that order, from below
+        the place `before` on.
+        """
+
+    def close(self) -> None:
+        """Let go of files and locks; what was committed stays."""

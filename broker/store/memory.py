@@ -1,0 +1,259 @@
+"""The store that forgets with its process: for tests, and for jobs that need not outlive it."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress, islice
+
+import msgspec
+
+from broker.core.graph import name_of
+from broker.core.history import record_of
+from broker.core.job import Job
+from broker.core.records import Record, Writes
+from broker.store.base import StoreError
+
+_encode = msgspec.json.Encoder().encode
+_SQUEEZE_FROM = 64
+
+
+class MemoryStore:
+    """Keeps the core's own Job objects: 16 bytes a live job, and next to no time.
+
+    A live job is therefore always as the core has it now, committed or not.
+    """
+
+    def __init__(self) -> None:
+        # By seq.
+        self._live = _Line()
+        # By place: the order of their ends, deferred ones last.
+        self._ended = _Line()
+        # The id of each ended job -> its place.
+        self._places: dict[str, int] = {}
+        self._last_place = 0
+        # The id of a dependency -> those of its dependents, in the order of enqueue; most have
+        # one, and are spared the dict.
+        self._dependents: dict[str, str | dict[str, None]] = {}
+        self._last_seq = 0
+
+    @property
+    def last_seq(self) -> int:
+        """The highest `seq` that was ever committed, 0 for none."""
+        return self._last_seq
+
+    @property
+    def ended_count(self) -> int:
+        """How many ended jobs are kept. O(1)."""
+        return len(self._places)
+
+    def commit(self, writes: Writes) -> None:
+        """Take over all of `writes`."""
+        unknown = [id for id in (*writes.removed, *writes.deferred) if id not in self._places]
+        if unknown:
+            raise StoreError(f"not an ended job: {unknown[0]}")
+        for id in writes.removed:
+            self._forget(self._ended.take(self._places.pop(id)))
+        for id in writes.deferred:
+            self._append_ended([self._ended.take(self._places.pop(id))])
+        if writes.inserted:
+            self._insert(writes.inserted)
+        if writes.ended:
+            self._end(writes)
+
+    def _insert(self, inserted: list[Job]) -> None:
+        self._last_seq = inserted[-1].seq
+        live = [job for job in inserted if job.outcome is None]
+        self._live.extend([job.seq for job in live], live)
+        for job in inserted:
+            if job.dependencies:
+                for dependency in job.dependencies:
+                    self._link(name_of(dependency), job.id)
+
+    def _end(self, writes: Writes) -> None:
+        ended = writes.ended
+        take = self._live.take
+        if not writes.inserted:
+            for job in ended:
+                take(job.seq)
+        else:
+            first_new = writes.inserted[0].seq
+            for job in ended:
+                if job.seq < first_new:
+                    take(job.seq)
+        self._append_ended(ended)
+
+    def _append_ended(self, jobs: list[Job]) -> None:
+        first = self._last_place + 1
+        self._last_place += len(jobs)
+        places = range(first, first + len(jobs))
+        self._ended.extend(places, jobs)
+        self._places.update(zip([job.id for job in jobs], places, strict=True))
+
+    # ---- dependents ----
+
+    def _link(self, dependency: str, dependent: str) -> None:
+        there = self._dependents.get(dependency)
+        if there is None:
+            self._dependents[dependency] = dependent
+        elif isinstance(there, str):
+            self._dependents[dependency] = {there: None, dependent: None}
+        else:
+            there[dependent] = None
+
+    def _forget(self, job: Job) -> None:
+        """Forget that a job depended on others; that others depended on it is theirs."""
+        for dependency in job.dependencies:
+            id = name_of(dependency)
+            there = self._dependents[id]
+            if isinstance(there, str):
+                del self._dependents[id]
+                continue
+            del there[job.id]
+            if not there:
+                del self._dependents[id]
+
+    def dependents(self, ids: Sequence[str]) -> dict[str, list[str]]:
+        """Give the ids of all committed jobs, live or ended, that depend on each of `ids`."""
+        found: dict[str, list[str]] = {}
+        for id in ids:
+            there = self._dependents.get(id)
+            if there is not None:
+                found[id] = [there] if isinstance(there, str) else list(there)
+        return found
+
+    # ---- reads ----
+
+    def load(self) -> Iterator[Record]:
+        """Give all live jobs in the order of `seq`."""
+        for job in self._live:
+            yield _record_of_live(job)
+
+    def find(self, ids: Sequence[str]) -> dict[str, Record]:
+        """Give those of `ids` that are ended jobs."""
+        places = self._places
+        if not places:
+            return {}
+        return {id: record_of(self._ended[places[id]]) for id in ids if id in places}
+
+    def results(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """Give the results (JSON) of those of `ids` that are finished jobs."""
+        found: dict[str, bytes] = {}
+        for id in ids:
+            place = self._places.get(id)
+            if place is not None:
+                outcome = self._ended[place].outcome
+                if outcome is not None and outcome.result is not None:
+                    found[id] = outcome.result
+        return found
+
+    def oldest(self, limit: int) -> list[tuple[str, float]]:
+        """Give id and end of the ended jobs that are next in line to be pruned, at most `limit`."""
+        found: list[tuple[str, float]] = []
+        for job in self._ended:
+            if len(found) >= limit:
+                break
+            if job.outcome is not None:
+                found.append((job.id, job.outcome.ended))
+        return found
+
+    def live_page(self, before: int | None, limit: int) -> list[tuple[int, str]]:
+        """Give seq and id of live jobs, newest first, from below the seq `before` on."""
+        return [(seq, job.id) for seq, job in self._live.backwards(before, limit)]
+
+    def ended_page(self, before: int | None, limit: int) -> list[tuple[int, Record]]:
+        """Give ended jobs, latest end first, each with its place in that order, from below
+        the place `before` on.
+        """
+        return [(place, record_of(job)) for place, job in self._ended.backwards(before, limit)]
+
+    def close(self) -> None:
+        """Do nothing: what there is goes with the object."""
+
+
+def _record_of_live(job: Job) -> Record:
+    lane, run = job.terms.lane, job.run
+    return Record(
+        seq=job.seq,
+        id=job.id,
+        type=lane.type,
+        channel=lane.channel,
+        terms=job.terms.encoded,
+        args=job.args,
+        dependencies=_encode(job.dependencies) if job.dependencies else b"[]",
+        queued=job.queued,
+        state=job.state,
+        attempt=job.attempt,
+        spared=job.spared,
+        due=job.due,
+        started=run.started if run is not None else None,
+    )
+
+
+class _Line:
+    """Jobs in the order of a number that only grows: 16 bytes each.
+
+    A job that is taken out leaves a hole; holes are squeezed out when they are the larger half.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = array("q")
+        self._jobs: list[Job | None] = []
+        self._holes = 0
+        # Where the job taken last was: the next one is its neighbour most of the time.
+        self._last = -1
+        # No job stands before this index.
+        self._first = 0
+
+    def __iter__(self) -> Iterator[Job]:
+        jobs = self._jobs
+        while self._first < len(jobs) and jobs[self._first] is None:
+            self._first += 1
+        return (job for job in islice(jobs, self._first, None) if job is not None)
+
+    def __getitem__(self, number: int) -> Job:
+        return self._at(self._index(number), number)
+
+    def extend(self, numbers: Iterable[int], jobs: list[Job]) -> None:
+        """Append jobs with their numbers, which are higher than all before."""
+        self._numbers.extend(numbers)
+        self._jobs.extend(jobs)
+
+    def take(self, number: int) -> Job:
+        """Take out the job with this number. O(log n), O(1) next to the one taken before."""
+        index = self._last + 1
+        if index >= len(self._numbers) or self._numbers[index] != number:
+            index = self._index(number)
+        job = self._at(index, number)
+        self._jobs[index] = None
+        self._last = index
+        self._holes += 1
+        if self._holes > _SQUEEZE_FROM and self._holes * 2 > len(self._jobs):
+            self._squeeze()
+        return job
+
+    def backwards(self, before: int | None, limit: int) -> Iterator[tuple[int, Job]]:
+        """Give at most `limit` jobs with their numbers, highest first, all below `before`."""
+        index = len(self._numbers) if before is None else bisect_left(self._numbers, before)
+        while index > 0 and limit > 0:
+            index -= 1
+            job = self._jobs[index]
+            if job is not None:
+                limit -= 1
+                yield self._numbers[index], job
+
+    def _index(self, number: int) -> int:
+        return bisect_left(self._numbers, number)
+
+    def _at(self, index: int, number: int) -> Job:
+        job = self._jobs[index] if index < len(self._jobs) else None
+        if job is None or self._numbers[index] != number:
+            raise StoreError(f"the memory store has no job number {number}")
+        return job
+
+    def _squeeze(self) -> None:
+        self._numbers = array("q", compress(self._numbers, self._jobs))
+        self._jobs = [job for job in self._jobs if job is not None]
+        self._holes = self._first = 0
+        self._last = -1

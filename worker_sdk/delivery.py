@@ -197,7 +197,8 @@ def split(
 ) -> Iterator[list[Item]]:
     """Cut a list into parts that fit into a message each; at limit 0 only their number counts."""
     if not limit_bytes and len(items) <= BATCH_JOBS:
-        yield items
+        if items:
+            yield items
         return
     part: list[Item] = []
     part_bytes = ENVELOPE_BYTES
@@ -210,4 +211,5 @@ def split(
             part_bytes = ENVELOPE_BYTES
         part.append(item)
         part_bytes += item_bytes
-    yield part
+    if part:
+        yield part

@@ -73,6 +73,9 @@ class Service:
         pool = self._pool(message.channels, message.types)
         worker = Worker(origin, message.name, message.session, message.credit, pool)
         worker.last_seen = life.now
+        # Before those that it replaces leave, so that its pool is not dropped with the last of them.
+        crew.join(worker)
+        life.moved[worker] = None
         if known is not None:
             # What is on its way to it on this same connection is still its.
             for job in list(known.running.values()):
@@ -82,8 +85,6 @@ class Service:
         if former is not None and former is not known:
             self.release_all(former)
             self._dismiss(former)
-        crew.join(worker)
-        life.moved[worker] = None
         self._watch(worker, limits)
         welcome = Welcome(
             version=self._version,

@@ -178,14 +178,15 @@ class Crew:
             self.sessions[worker.session] = worker
 
     def leave(self, worker: Worker) -> None:
-        """Let a worker go; an empty pool goes with its last one, its lanes no longer name it."""
+        """Let a worker go, which another one may have replaced already."""
         worker.pool.remove(worker)
-        self.workers.pop(worker.connection, None)
+        if self.workers.get(worker.connection) is worker:
+            del self.workers[worker.connection]
         if self.sessions.get(worker.session) is worker:
             del self.sessions[worker.session]
 
     def drop_if_empty(self, pool: Pool) -> bool:
-        """Forget `pool` if it has no workers; say whether it is gone."""
+        """Forget `pool` if it has no workers, and have its lanes do so; say whether it is gone."""
         if pool.size:
             return False
         self.pools.pop(pool.key, None)

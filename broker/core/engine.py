@@ -350,7 +350,11 @@ class Engine:
             if len(lane.pools) > 1:
                 for other in lane.pools:
                     rival = other.least_loaded()
-                    if rival is not None and len(rival.running) < len(worker.running):
+                    if (
+                        rival is not None
+                        and len(rival.running) < len(worker.running)
+                        and other.best_lane() is lane
+                    ):
                         worker = rival
             for _ in range(pool.run_length(worker, lane)):
                 job = lane.take()

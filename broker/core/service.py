@@ -30,6 +30,7 @@ from worker_sdk.messages import (
 
 _ERROR_KEPT_MOST = 65_536  # characters of what a failed attempt says
 _HEARTBEATS_PER_LIMIT = 4
+_LANES_MOST = 10_000  # that one worker may take jobs from
 
 
 class Service:
@@ -63,6 +64,11 @@ class Service:
         """Take a worker in, or anew; give what to tell it."""
         if not message.types or not message.channels:
             raise Refused("invalid", "hello needs at least one type and one channel")
+        pairs = len(message.types) * len(message.channels)
+        if pairs > _LANES_MOST:
+            raise Refused(
+                "invalid", f"hello names {pairs} pairs of type and channel, more than {_LANES_MOST}"
+            )
         life, crew = self._life, self._crew
         known = crew.workers.get(origin[0])
         former = crew.sessions.get(message.session) if message.session else None
@@ -161,10 +167,11 @@ class Service:
         refused: dict[str, list[str]] = {}
         for claim in claims:
             job = life.jobs.get(claim.id)
-            if job is not None and job.run is not None and job.attempt == claim.attempt:
+            if job is not None and job.run is not None:
                 holder = job.run.worker
-                if holder is None or holder is former:
+                if job.attempt == claim.attempt and (holder is None or holder is former):
                     life.adopt(job, worker)
+                # If its attempt is a newer one, that is on its way to it, and to be left in peace.
                 if job.run.worker is worker:
                     continue
             reason = "lost"

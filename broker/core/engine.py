@@ -150,6 +150,7 @@ class Engine:
                 self._handlers[type(message)](origin, message)
             except Refused as refused:
                 self._refuse(origin, message, refused)
+        self._service.lose_silent()
         if not self.draining:
             self._dispatch()
         for (worker, reason), ids in life.stops.items():

@@ -41,6 +41,8 @@ class Service:
         self._crew = crew
         self._history = history
         self._version = version
+        # Workers whose lease is over in this turn.
+        self._silent: list[tuple[Worker, Limits]] = []
         # Workers that were lost to silence since the start.
         self.lost_total = 0
 
@@ -194,7 +196,20 @@ class Service:
         if worker.last_seen + limits.heartbeat_limit > self._life.now:
             self._watch(worker, limits)
         else:
-            self.lose(worker)
+            self._silent.append((worker, limits))
+
+    def lose_silent(self) -> None:
+        """Let workers go that were silent for too long, and are not heard in this turn either: if
+        the broker itself was held up, it finds their signs of life only now.
+        """
+        for worker, limits in self._silent:
+            if self._crew.workers.get(worker.connection) is not worker:
+                continue
+            if worker.last_seen == self._life.now:
+                self._watch(worker, limits)
+            else:
+                self.lose(worker)
+        self._silent.clear()
 
     def heartbeat(self, origin: Origin, message: Heartbeat) -> Heartbeat:
         """Take a sign of life, and answer it."""

@@ -78,8 +78,9 @@ class Hands:
         self._jobs: dict[str, Job] = {}
         # When the connection was used last.
         self._exchanged = 0.0
-        # Who rests on the descriptors, and which hands rest without.
+        # Who rests on the descriptors, until when, and which hands rest without.
         self._watcher: Rest | None = None
+        self._watched_until = 0.0
         self._resting: list[Rest] = []
         self._threads: list[threading.Thread] = []
         self._keeper = Rest(self._dealer.descriptors)
@@ -152,8 +153,7 @@ class Hands:
                 if watching:
                     if self._watcher is self._keeper:
                         self._keeper.call()
-                    self._watcher = rest
-                    until_s = self._due() - now
+                    until_s = self._watch(rest) - now
                 else:
                     self._resting.append(rest)
                     until_s = None
@@ -242,9 +242,8 @@ class Hands:
                 self._keeper_is_called = False
                 until_s = KEEPER_ROUND_S
                 if watching:
-                    self._watcher = rest
                     self._use_connection(now)
-                    until_s = self._due() - now
+                    until_s = self._watch(rest) - now
             rest.rest(watching=watching, until_s=until_s)
 
     def _use_connection(self, now: float) -> None:
@@ -276,6 +275,12 @@ class Hands:
             self._threads.append(thread)
             thread.start()
 
+    def _watch(self, rest: Rest) -> float:
+        """Note who watches; give the time until when there is nothing else to do."""
+        self._watcher = rest
+        self._watched_until = self._due()
+        return self._watched_until
+
     def _due(self) -> float:
         return min(self._dealer.next_due(), self._workload.next_due())
 
@@ -301,6 +306,8 @@ class Hands:
             self._dealer.exchange(now)
         if self._observers:
             self._news.notify_all()
+        if self._watcher is not None and self._due() < self._watched_until:
+            self._watcher.call()
 
     def _stop_jobs(self) -> None:
         for assignment, reason in self._agent.stopped:

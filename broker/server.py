@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections import Counter
@@ -18,8 +17,9 @@ from broker.core.limits import Limits
 from broker.core.workers import Origin
 from broker.log import get_logger
 from broker.queries import Queries
-from broker.sockets import Wakeup, bind_router
+from broker.sockets import bind_router
 from broker.store.base import Store
+from broker.watch import Watch
 from worker_sdk.messages import PROTOCOL, Error, Message, Ok
 
 log = get_logger("server")
@@ -59,10 +59,7 @@ class Server:
         except zmq.ZMQError:
             self._context.destroy(linger=0)
             raise
-        self._wakeup = Wakeup()
-        self._poller = zmq.Poller()
-        self._poller.register(self._router, zmq.POLLIN)
-        self._poller.register(self._wakeup.fd, zmq.POLLIN)
+        self._watch = Watch(self._router, config.busy_poll)
 
     def run(self) -> None:
         """Serve until told to leave; closes the sockets, not the store."""
@@ -75,7 +72,7 @@ class Server:
                     self._store.commit(effects.writes)
                 self._send(effects, refusals)
         finally:
-            self._wakeup.close()
+            self._watch.close()
             self._context.destroy(linger=_LINGER_MS)
 
     # ---- the steps of a turn ----
@@ -87,12 +84,7 @@ class Server:
             wake_at = 0.0
         if self._drain_until is not None:
             wake_at = self._drain_until if wake_at is None else min(wake_at, self._drain_until)
-        timeout_ms = None
-        if wake_at is not None:
-            timeout_ms = max(0, math.ceil((wake_at - time.monotonic()) * 1000))
-        ready = self._poller.poll(timeout_ms)
-        if self._wakeup.fd in dict(ready):
-            self._wakeup.clear()
+        self._watch.wait(wake_at)
 
     def _receive(self) -> tuple[list[Command], list[tuple[Origin, Error]]]:
         """Take what is waiting, up to a bound; decode it, or say what is wrong with it."""
@@ -100,10 +92,9 @@ class Server:
         refusals: list[tuple[Origin, Error]] = []
         limit = self._engine.limits.max_message
         for _ in range(_RECEIVED_MOST):
-            try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            if not self._watch.has_input():
                 break
+            frames = self._router.recv_multipart(zmq.NOBLOCK)
             if len(frames) > FRAMES_MOST:
                 self.faults["frames"] += 1
                 log.warning("message with too many frames dropped", frames=len(frames))
@@ -179,7 +170,7 @@ class Server:
         if self._drain_asked:
             self._leave_asked = True
         self._drain_asked = True
-        self._wakeup.call()
+        self._watch.call()
 
     def reload(self, config: Config) -> None:
         """Go on with the settings of `config`, as far as they can change while running.
@@ -187,7 +178,7 @@ class Server:
         Safe from any thread and from signal handlers.
         """
         self._reload_to = config
-        self._wakeup.call()
+        self._watch.call()
 
 
 def limits_of(config: Config) -> Limits:

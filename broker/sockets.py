@@ -1,9 +1,6 @@
-"""The broker's socket, with the options that keep it safe, and the pipe that wakes its loop."""
+"""The broker's socket, with the options that keep it safe."""
 
 from __future__ import annotations
-
-import contextlib
-import os
 
 import zmq
 
@@ -46,27 +43,3 @@ def bind_router(context: Context, config: Config) -> tuple[zmq.Socket[bytes], li
             raise zmq.ZMQError(error.errno, f"{endpoint}: {error.strerror}") from None
         endpoints.append(router.get_string(zmq.LAST_ENDPOINT))
     return router, endpoints
-
-
-class Wakeup:
-    """Wakes a loop that polls `fd`; may be called from any thread and from signal handlers."""
-
-    def __init__(self) -> None:
-        self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def call(self) -> None:
-        """Wake the loop; without effect once it is closed."""
-        with contextlib.suppress(BlockingIOError, OSError):
-            os.write(self._writer, b"!")
-
-    def clear(self) -> None:
-        """Take note of all calls so far."""
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self.fd, 4096):
-                pass
-
-    def close(self) -> None:
-        """Let go of the pipe."""
-        writer, self._writer = self._writer, -1
-        os.close(writer)
-        os.close(self.fd)

@@ -22,6 +22,9 @@ from worker_sdk import BrokerUnreachable, InvalidRequest, PointsmanError
 EXIT_INTERRUPTED = 130
 """What shells give for a program that Ctrl-C ended."""
 
+TRACEBACK_VARIABLE = "POINTSMAN_TRACEBACK"
+"""Set to anything, an error that nobody foresaw is shown with where it comes from."""
+
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -81,6 +84,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         invocation.tell_error("interrupted", code="interrupted")
         return EXIT_INTERRUPTED
+    except Exception as error:  # a fault of the program's own
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        message = f"{type(error).__name__}: {error} (unforeseen; {TRACEBACK_VARIABLE}=1 shows more)"
+        invocation.tell_error(message, code="internal")
+        return EXIT_REFUSED
     return code if isinstance(code, int) else 0
 
 

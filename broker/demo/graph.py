@@ -4,7 +4,7 @@ All of this is plain computation: no process, socket or file is touched here.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -13,8 +13,6 @@ from broker.demo.handlers import FOLDER, HOP, LEAF
 from broker.demo.tree import Node, Tree, encode_path
 from worker_sdk import JobSpec, JobStatus
 
-GATED_LEAVES = 16
-"""How many leaves wait at the gate, when there is one: more than the workers run at a time."""
 SHOWN_FAULTS = 5
 
 
@@ -26,14 +24,15 @@ class Attempt(NamedTuple):
     process: int
 
 
-def build(tree: Tree, *, gated: bool = False) -> list[JobSpec]:
+def build(tree: Tree, *, gated_leaves: int = 0) -> list[JobSpec]:
     """One job a node, in the order of the nodes; a folder depends on all of its entries.
 
-    With ``gated``, the root and some leaves wait at the gate: they come last and hold up the end
-    of the graph until the gate is open, so that "halfway" is there in the smallest tree.
+    With ``gated_leaves``, so many leaves start before all others and wait at the gate, and so
+    does the root at the end: until the gate is open, some attempts run and the graph has not
+    ended, however small the tree and quick the workers.
     """
     leaves = [place for place, node in enumerate(tree.nodes) if node.kind != "folder"]
-    waiting = {*leaves[-GATED_LEAVES:], len(tree.nodes) - 1} if gated else set()
+    waiting = {*leaves[:gated_leaves], len(tree.nodes) - 1} if gated_leaves else set()
     jobs: list[JobSpec] = []
     for place, node in enumerate(tree.nodes):
         args: dict[str, Any] = {"path": encode_path(node.path)}
@@ -46,7 +45,7 @@ def build(tree: Tree, *, gated: bool = False) -> list[JobSpec]:
                 LEAF if node.kind != "folder" else FOLDER,
                 args,
                 dependencies=[jobs[child] for child in node.children],
-                priority=-1 if place in waiting else 0,
+                priority=1 if place in waiting else 0,
             )
         )
     return jobs
@@ -121,14 +120,26 @@ def repetitions(
     return faults
 
 
-def changes(before: Mapping[UUID, JobStatus], after: Iterable[JobStatus]) -> list[str]:
-    """Outcomes that were recorded before and are not the same after."""
-    faults = []
-    for job in after:
-        old = before.get(job.id)
-        if old is not None and _outcome(old) != _outcome(job):
-            faults.append(f"the outcome of job {job.id}, recorded before the kill, has changed")
-    return faults
+class Crossing(NamedTuple):
+    """What became of the jobs that a kill met: ended before it, or running at the gate."""
+
+    faults: list[str]
+    kept: int
+    """Attempts that went on in the worker that was not killed."""
+    repeated: int
+    """Attempts beyond each job's first."""
+
+
+def crossing(before: Iterable[JobStatus], after: Sequence[JobStatus]) -> Crossing:
+    """Compare the jobs as they were at the kill, still held up by the gate, with their end."""
+    now = {job.id: job for job in after}
+    faults, kept = [], 0
+    for old in before:
+        new = now[old.id]
+        if old.state == "finished" and _outcome(old) != _outcome(new):
+            faults.append(f"the outcome of job {old.id}, recorded before the kill, has changed")
+        kept += old.state == "running" and old.attempt == new.attempt
+    return Crossing(faults, kept, sum(job.attempt - 1 for job in after))
 
 
 def summary(faults: Sequence[str]) -> str:

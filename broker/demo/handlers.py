@@ -22,7 +22,7 @@ GATE_VARIABLE = "POINTSMAN_DEMO_GATE"
 """Jobs with ``wait`` in their args do not go on before this file exists."""
 GATE_POLL_S = 0.02
 
-worker = Worker(concurrency=4)
+worker = Worker(concurrency=8)
 
 
 @worker.job(LEAF)

@@ -14,7 +14,7 @@ import click
 
 from broker.demo import graph
 from broker.demo.crew import Crew, CrewError
-from broker.demo.handlers import FOLDER, GATE_VARIABLE, JOURNAL_VARIABLE, LEAF
+from broker.demo.handlers import FOLDER, GATE_VARIABLE, JOURNAL_VARIABLE, LEAF, worker
 from broker.demo.progress import Progress
 from broker.demo.tree import Tree, changed, compute, encode_path, scan
 from worker_sdk import Client, JobSpec, JobStatus, PointsmanError, WaitTimeout
@@ -27,7 +27,7 @@ CLIENT_TIMEOUT_S = 60.0
 LOOK_S = 0.1
 """How often to look how far the jobs have come."""
 STANDSTILL_S = 120.0
-"""The demo gives up when no job has ended for this long."""
+"""The demo gives up when no job has ended, or no worker has come, for this long."""
 QUICK_LEASES = ["--grace", "2s", "--heartbeat-limit", "2s"]
 """With --kill: nobody wants to wait the default 10 s until a killed worker's jobs go out again."""
 
@@ -64,7 +64,9 @@ class _Demo:
         self.say = say
         self.journal = folder / "journal"
         self.gate = folder / "gate"
-        self.jobs: list[JobSpec] = graph.build(tree, gated=kill)
+        self.jobs: list[JobSpec] = graph.build(
+            tree, gated_leaves=_leaves_at_gate(workers) if kill else 0
+        )
         self.limit_bytes = max(DEFAULT_MESSAGE_LIMIT_BYTES, 2 * graph.request_bytes(tree))
         if self.limit_bytes > LARGEST_REQUEST_BYTES:
             raise DemoError(
@@ -90,12 +92,13 @@ class _Demo:
                 return self._run(client, root)
 
     def _run(self, client: Client, root: str) -> dict[str, Any]:
+        self._await_workers(client)
         start = time.perf_counter()
         ids = client.enqueue_many(self.jobs)
         enqueued_s = time.perf_counter() - start
         self.say(f"Enqueued {len(ids):,} jobs as one graph in {enqueued_s:.2f} s")
         with Progress(len(ids)) as progress:
-            before = self._kill_halfway(client, ids, progress) if self.kill else {}
+            before = self._kill_halfway(client, ids, progress) if self.kill else []
             self._wait(client, ids, progress)
         run_s = time.perf_counter() - start
         rate = len(ids) / run_s
@@ -104,14 +107,14 @@ class _Demo:
         self.say(
             f"A hop, from the end of a job to the end of the next in a chain: {hop_s * 1e3:.2f} ms"
         )
-        repeated = self._check(client, ids, before)
+        crossing = self._check(client, ids, before)
         digest = client.status(ids[-1]).result["digest"]
         self.say(f"Root digest: {digest}")
         self.say("Checked: every digest is that of a computation without the queue")
         if self.kill:
             self.say(
-                f"Checked: each job finished exactly once; {len(before):,} outcomes from before "
-                f"the kill stayed; {repeated:,} attempts were repeated"
+                f"Checked: each job finished exactly once; the worker that lived went on with "
+                f"{crossing.kept:,} attempts, {crossing.repeated:,} were repeated"
             )
         return {
             "folder": root,
@@ -127,34 +130,47 @@ class _Demo:
             "hop_s": hop_s,
             "workers": self.workers,
             "killed": self.kill,
-            "repeated_attempts": repeated,
+            "kept_attempts": crossing.kept,
+            "repeated_attempts": crossing.repeated,
             "equal": True,
         }
 
+    def _await_workers(self, client: Client) -> None:
+        """Wait until all workers have reported for work, so that their start counts for nothing."""
+        quiet = _Standstill()
+        while (connected := client.stats()["workers"]) < self.workers:
+            self.crew.check()
+            quiet.check(connected)
+            time.sleep(LOOK_S / 10)
+
     def _kill_halfway(
         self, client: Client, ids: Sequence[UUID], progress: Progress
-    ) -> dict[UUID, JobStatus]:
-        """Kill the broker and a worker in full flow; the outcomes that were recorded before."""
-        at_gate = sum(bool(job.args.get("wait")) for job in self.jobs)
+    ) -> list[JobStatus]:
+        """Kill the broker and a worker in full flow; what the kill must not have changed.
+
+        That is the outcomes recorded before, and the attempts that were held up at the gate.
+        """
+        at_gate = {job.id for job in self.jobs if job.args.get("wait")}
         quiet = _Standstill()
         while True:
             self.crew.check()
             live = _live(client)
             ended = len(ids) - sum(live.values())
             progress.show(ended)
-            if ended * 2 >= len(ids) - at_gate and live["running"]:
+            if ended * 2 >= len(ids) - len(at_gate) and live["running"]:
                 break
             quiet.check(ended)
             time.sleep(LOOK_S / 10)
-        before = {job.id: job for job in client.status(ids) if job.state == "finished"}
+        jobs = client.status(ids)
+        finished = [job for job in jobs if job.state == "finished"]
         progress.say(
-            f"Killing the broker and worker 1 with {len(before):,} jobs finished", self.say
+            f"Killing the broker and worker 1 with {len(finished):,} jobs finished", self.say
         )
         self.crew.kill("broker", "worker-1")
         self.crew.start_broker()
         self.crew.start_worker(1)
         self.gate.touch()
-        return before
+        return finished + [job for job in jobs if job.state == "running" and job.id in at_gate]
 
     def _wait(self, client: Client, ids: Sequence[UUID], progress: Progress) -> None:
         """Wait until the root's job, the last, has ended, whichever way."""
@@ -173,8 +189,10 @@ class _Demo:
         ids = client.enqueue_many(graph.chain(HOPS))
         return graph.hop_s(client.wait(ids, timeout=STANDSTILL_S))
 
-    def _check(self, client: Client, ids: Sequence[UUID], before: dict[UUID, JobStatus]) -> int:
-        """Check every outcome; how many attempts were begun beyond one a job."""
+    def _check(
+        self, client: Client, ids: Sequence[UUID], before: Sequence[JobStatus]
+    ) -> graph.Crossing:
+        """Check every outcome; what became of the jobs that the kill met."""
         try:
             expected = compute(self.tree)
         except OSError as error:
@@ -190,16 +208,17 @@ class _Demo:
         if differences and (paths := changed(self.tree)):
             where = graph.summary([encode_path(path) for path in paths])
             raise DemoError(f"the folder changed while the demo ran, at {where}: run it again")
+        crossing = graph.crossing(before, jobs)
         faults = [
             *differences,
             *graph.repetitions(jobs, listed, attempts),
-            *graph.changes(before, jobs),
+            *crossing.faults,
         ]
         if faults:
             raise DemoError(
                 f"{len(faults)} things are not as they must be: {graph.summary(faults)}"
             )
-        return len(attempts) - len(jobs)
+        return crossing
 
 
 class _Standstill:
@@ -209,13 +228,18 @@ class _Standstill:
         self._seen = -1
         self._since = time.monotonic()
 
-    def check(self, ended: int) -> None:
-        """Raise DemoError if ``ended`` has been the same for STANDSTILL_S."""
+    def check(self, count: int) -> None:
+        """Raise DemoError if ``count`` has been the same for STANDSTILL_S."""
         now = time.monotonic()
-        if ended != self._seen:
-            self._seen, self._since = ended, now
+        if count != self._seen:
+            self._seen, self._since = count, now
         elif now - self._since > STANDSTILL_S:
-            raise DemoError(f"no job has ended for {STANDSTILL_S:.0f} s, after {ended:,}")
+            raise DemoError(f"nothing has moved for {STANDSTILL_S:.0f} s")
+
+
+def _leaves_at_gate(workers: int) -> int:
+    """So many that each worker holds some at the gate and all together have room for others."""
+    return worker.concurrency * workers - worker.concurrency // 2
 
 
 def _live(client: Client) -> dict[str, int]:

@@ -91,7 +91,8 @@ def test_demo_with_broker_and_worker_killed_finds_the_same(folder: Path) -> None
 
     assert found["digest"] == compute(scan(str(folder)))[-1]
     assert found["killed"] is True
-    assert found["repeated_attempts"] > 0  # those that the killed worker had begun
+    assert found["repeated_attempts"] > 0  # those that the killed worker held
+    assert found["kept_attempts"] > 0  # those that the other one held
 
 
 @pytest.mark.usefixtures("temporary")

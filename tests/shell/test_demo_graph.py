@@ -66,17 +66,17 @@ def test_each_node_is_a_job_and_each_folder_depends_on_all_of_its_entries(tree: 
     assert list(jobs[-1].dependencies) == [jobs[-2].id]
 
 
-def test_gate_holds_up_the_root_and_some_leaves(tree: Tree) -> None:
-    jobs = graph.build(tree, gated=True)
+def test_gate_holds_up_the_root_and_leaves_that_start_first(tree: Tree) -> None:
+    jobs = graph.build(tree, gated_leaves=4)
 
     waiting = [place for place, job in enumerate(jobs) if job.args.get("wait")]
 
-    assert waiting == [*range(4, 20), 21]
-    assert all((jobs[place].priority < 0) == (place in waiting) for place in range(len(jobs)))
+    assert waiting == [0, 1, 2, 3, 21]
+    assert all((jobs[place].priority > 0) == (place in waiting) for place in range(len(jobs)))
 
 
 def test_request_is_not_larger_than_foreseen(tree: Tree) -> None:
-    jobs = graph.build(tree, gated=True)
+    jobs = graph.build(tree, gated_leaves=20)
 
     assert sum(len(job.encoded()) + 1 for job in jobs) < graph.request_bytes(tree)
 
@@ -92,7 +92,7 @@ def test_no_fault_is_found_where_there_is_none(tree: Tree) -> None:
 
     assert graph.differences(tree, jobs, compute(tree)) == []
     assert graph.repetitions(jobs, [job.id for job in jobs], journal) == []
-    assert graph.changes({job.id: job for job in jobs[:5]}, jobs) == []
+    assert graph.crossing(jobs[:5], jobs) == ([], 0, 0)
 
 
 def test_wrong_digest_is_found(tree: Tree) -> None:
@@ -162,9 +162,17 @@ def test_outcome_that_nobody_worked_for_is_found(tree: Tree) -> None:
 
 def test_outcome_that_changed_after_the_kill_is_found(tree: Tree) -> None:
     jobs, _ = run(tree)
-    before = {jobs[0].id: dataclasses.replace(jobs[0], finished=START)}
+    before = [dataclasses.replace(jobs[0], finished=START)]
 
-    assert len(graph.changes(before, jobs)) == 1
+    assert len(graph.crossing(before, jobs).faults) == 1
+
+
+def test_attempts_that_went_on_and_ones_that_were_repeated_are_counted(tree: Tree) -> None:
+    jobs, _ = run(tree)
+    before = [dataclasses.replace(job, state="running", finished=None) for job in jobs[:2]]
+    jobs[1] = dataclasses.replace(jobs[1], attempt=2)
+
+    assert graph.crossing(before, jobs) == ([], 1, 1)
 
 
 def test_line_of_the_journal_that_a_kill_cut_off_is_ignored() -> None:

@@ -1,0 +1,174 @@
+"""W6: a thousand workers and many job types, against two workers and one type.
+
+The workers are bare sockets that speak the protocol, some hundred in each of two processes: what
+is measured is the broker. They hold as many jobs as an SDK worker with short handlers asks for,
+and finish all that one message brings by one message.
+"""
+
+import select
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import msgspec
+import zmq
+
+from scripts.bench.clients import ARGS, TIMEOUT_S
+from scripts.bench.crew import BrokerProcess
+from scripts.bench.figures import Figure, at_least, no_more_than
+from scripts.bench.processes import CpuMeter, Say, cpu_s, run, start
+from scripts.bench.setting import Setting
+from worker_sdk import Client, JobSpec
+from worker_sdk.messages import PROTOCOL, Finish, Heartbeat, Hello, Jobs, Outcome, Welcome
+
+PROCESSES = 2
+CREDITS = (512, 1)
+"""What the SDK's Worker asks for at most when handlers take no time; and one job at a time."""
+RATE_FACTOR = 0.8
+"""Within 20 %."""
+IDLE_PERCENT = 2.0
+CHUNK_JOBS = 2_000
+
+
+def crowd(setting: Setting) -> Iterator[Figure]:
+    """W6, with the first of the stores."""
+    sizes = setting.sizes
+    store = setting.stores[0]
+    for credit in CREDITS:
+        few = _rate(setting, store, workers=PROCESSES, types=1, credit=credit)
+        many = _rate(
+            setting, store, workers=sizes.crowd_workers, types=sizes.crowd_types, credit=credit
+        )
+        yield Figure(
+            workload="W6 crowd",
+            case=f"{store}, {sizes.crowd_workers:,} workers with {sizes.crowd_types} types, "
+            f"credit {credit}",
+            unit="jobs/s",
+            value=many["jobs_per_s"],
+            bar=at_least(RATE_FACTOR, few["jobs_per_s"], of="2 workers with 1 type"),
+            details={f"few: {name}": value for name, value in few.items()} | many,
+        )
+    yield Figure(
+        workload="W6 crowd",
+        case=f"{store}, idle broker with {sizes.crowd_workers:,} workers",
+        unit="% of a core",
+        value=many["idle_percent"],
+        bar=no_more_than(IDLE_PERCENT, f"<= {IDLE_PERCENT:g} %"),
+    )
+
+
+def _rate(
+    setting: Setting, store: str, *, workers: int, types: int, credit: int
+) -> dict[str, float]:
+    sizes = setting.sizes
+    with ExitStack() as stack:
+        broker = stack.enter_context(BrokerProcess(setting.folder, store, setting.transports[0]))
+        crowds = [
+            stack.enter_context(
+                start(
+                    "scripts.bench.crowd:work",
+                    broker.folder,
+                    endpoint=broker.endpoint,
+                    types=[f"type-{worker % types}" for worker in range(first, workers, PROCESSES)],
+                    credit=credit,
+                )
+            )
+            for first in range(PROCESSES)
+        ]
+        for each in crowds:
+            each.hear()
+        meter = CpuMeter(broker=broker.pid, workers=crowds[0].pid)
+        seconds = run(
+            "scripts.bench.crowd:enqueue",
+            broker.folder,
+            endpoint=broker.endpoint,
+            jobs=sizes.crowd_jobs,
+            types=types,
+        )
+        used = meter.us_per_job(sizes.crowd_jobs)
+        before_s = sum(cpu_s(broker.pid).values())
+        time.sleep(sizes.idle_s)
+        idle = (sum(cpu_s(broker.pid).values()) - before_s) / sizes.idle_s
+        return {"jobs_per_s": sizes.crowd_jobs / seconds, "idle_percent": 100 * idle} | used
+
+
+# ---- the processes ---------------------------------------------------------------------------
+
+
+def enqueue(say: Say, endpoint: str, jobs: int, types: int) -> None:
+    """Enqueue jobs of all types in turns; the seconds until all have finished."""
+    with Client(endpoint, timeout=TIMEOUT_S) as client:
+        before = client.stats()["totals"]["finished"]
+        began = time.perf_counter()
+        for first in range(0, jobs, CHUNK_JOBS):
+            numbers = range(first, min(first + CHUNK_JOBS, jobs))
+            client.enqueue_many([JobSpec(f"type-{n % types}", ARGS) for n in numbers])
+        while client.stats()["totals"]["finished"] - before < jobs:
+            time.sleep(0.001)
+        say(time.perf_counter() - began)
+
+
+_decode = msgspec.json.Decoder(Jobs | Welcome | Heartbeat).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def work(say: Say, endpoint: str, types: list[str], credit: int) -> None:
+    """As many workers as there are types here, until killed; says when all are welcome."""
+    _Crowd(say, endpoint, types, credit).run()
+
+
+class _Crowd:
+    """Many workers, each with its own socket, in one thread."""
+
+    def __init__(self, say: Say, endpoint: str, types: list[str], credit: int) -> None:
+        self._say = say
+        self._strangers = len(types)
+        self._heartbeat_s = 60.0
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        context.set(zmq.MAX_SOCKETS, len(types) + 10)
+        self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        # Its cost does not grow with the number of sockets, as that of a zmq.Poller does.
+        self._poll = select.epoll()
+        for type in types:
+            dealer = context.socket(zmq.DEALER)
+            dealer.connect(endpoint)
+            descriptor = dealer.fileno()
+            self._sockets[descriptor] = dealer
+            self._poll.register(descriptor, select.EPOLLIN)
+            _send(dealer, Hello(types=(type,), credit=credit))
+
+    def run(self) -> None:
+        beat_at = time.monotonic() + 1.0
+        while True:
+            for descriptor, _ in self._poll.poll(max(0.0, beat_at - time.monotonic())):
+                self._take_all(self._sockets[descriptor])
+            if time.monotonic() >= beat_at:
+                beat_at += self._heartbeat_s
+                for dealer in self._sockets.values():
+                    _send(dealer, Heartbeat())
+                    self._take_all(dealer)
+
+    def _take_all(self, dealer: zmq.Socket[bytes]) -> None:
+        """Take and answer all that came. Sending, too, uses up what the descriptor has to tell,
+        so this ends only when a look at the socket finds nothing.
+        """
+        while True:
+            try:
+                frames = dealer.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            message = _decode(frames[-1])
+            if isinstance(message, Jobs):
+                outcomes = tuple([Outcome(job.id, job.attempt) for job in message.jobs])
+                _send(dealer, Finish(jobs=outcomes))
+            elif isinstance(message, Welcome):
+                self._heartbeat_s = message.heartbeat
+                self._strangers -= 1
+                if not self._strangers:
+                    self._say("ready")
+
+
+def _send(dealer: zmq.Socket[bytes], message: msgspec.Struct) -> None:
+    dealer.send(b"", zmq.SNDMORE)
+    dealer.send(PROTOCOL, zmq.SNDMORE)
+    dealer.send(_encode(message))

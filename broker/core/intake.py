@@ -163,4 +163,16 @@ class Intake:
 
     @staticmethod
     def _same_json(a: bytes, b: bytes) -> bool:
-        return a == b or msgspec.json.decode(a) == msgspec.json.decode(b)
+        """Say whether two texts are the same JSON value, as far as that can be seen."""
+        if a == b:
+            return True
+        try:
+            return _sorted_json(a) == _sorted_json(b)
+        except (msgspec.MsgspecError, RecursionError, OverflowError):
+            # Valid JSON, but beyond what can be decoded: nested too deep, or a number too large.
+            return False
+
+
+def _sorted_json(text: bytes) -> bytes:
+    # As text, not as Python's values: to those, true is 1.
+    return msgspec.json.encode(msgspec.json.decode(text), order="sorted")

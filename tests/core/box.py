@@ -430,11 +430,18 @@ class BoxWorker:
         self.tell(Hello(types or ("work",), credit=credit, running=claims, **more))
 
     def finish(
-        self, id: str, result: object = None, *, attempt: int | None = None, credit: int | None = None
+        self,
+        *ids: str,
+        result: object = None,
+        attempt: int | None = None,
+        credit: int | None = None,
     ) -> None:
-        attempt = self._forget(id) if attempt is None else attempt
+        """Report jobs, in one message, as finished with one and the same result."""
         raw = Raw(msgspec.json.encode(result))
-        self.tell(Finish((Outcome(id, attempt, raw),), credit))
+        outcomes = [
+            Outcome(id, self._forget(id) if attempt is None else attempt, raw) for id in tuple(ids)
+        ]
+        self.tell(Finish(tuple(outcomes), credit))
 
     def fail(
         self,

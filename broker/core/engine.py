@@ -302,7 +302,7 @@ class Engine:
         self._effects.dispatches.append(Dispatch(origin, [job], message.req))
 
     def _inputs(self, origin: Origin, message: Inputs) -> None:
-        self._service.holds(origin, message.id, message.attempt)
+        self._service.check_inputs(origin, message)
         self._effects.reads.append((origin, message))
 
     def _heartbeat(self, origin: Origin, message: Heartbeat) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from broker.core.graph import name_of
 from broker.core.history import History
 from broker.core.job import CANCELED, READY, STATE_NAMES, Job
 from broker.core.life import Life
@@ -21,6 +22,7 @@ from worker_sdk.messages import (
     Finish,
     Heartbeat,
     Hello,
+    Inputs,
     Message,
     Outcome,
     Progress,
@@ -287,12 +289,16 @@ class Service:
         self._life.moved[worker] = None
         return job
 
-    def holds(self, origin: Origin, id: str, attempt: int) -> Job:
-        """Give the job whose running attempt the worker holds."""
-        job = self.worker(origin, "inputs").running.get(id)
-        if job is None or job.attempt != attempt:
-            raise self._refuse([Claim(id, attempt)])[0]
-        return job
+    def check_inputs(self, origin: Origin, message: Inputs) -> None:
+        """Refuse what is not for the worker: it gets results for attempts that it holds."""
+        job = self.worker(origin, "inputs").running.get(message.id)
+        if job is None or job.attempt != message.attempt:
+            raise self._refuse([Claim(message.id, message.attempt)])[0]
+        strays = set(message.ids).difference(map(name_of, job.dependencies))
+        if strays:
+            wrong = [id for id in message.ids if id in strays]
+            text = f"job {job.id} does not depend on {listed(wrong)}"
+            raise Refused("invalid", text, wrong)
 
     def _refuse(self, strays: Sequence[Outcome | Failure | Claim]) -> list[Refused]:
         """Say of each attempt that is not the worker's running one what became of it."""

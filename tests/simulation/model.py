@@ -1,0 +1,482 @@
+"""The model: what the broker must do and answer, independently of the core.
+
+It is fed each committed turn: the same commands, and what the core chose where it has a choice
+(which worker gets a ready job, the jitter of a back-off, the order within one moment). It says
+what the answers must be, and objects to a choice that breaks a rule.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from broker.core.engine import Undelivered
+from tests.simulation.rules import ENDED, MJob, MWait, MWorker, Origin, Refuse, Rules, conditions_of
+from worker_sdk import messages as m
+
+
+class Model(Rules):
+    """Carries out commands by the rules, and answers questions by looking."""
+
+    def turn(self, commands: list[Any], now: float, wall: float, seen: Any) -> None:
+        """Carry out one turn; `seen` is what the core made of it, see `Seen` in referee.py."""
+        self.now, self.wall = now, wall
+        self._begin()
+        self._seen = {job.id: job for job in seen.writes.ended}
+        self._seen_due = seen.due
+        self._seen_seqs = {job.id: job.seq for job in seen.writes.inserted}
+        for kind, what in self._due():
+            getattr(self, kind)(what)
+        commands = [*self._postponed, *commands]
+        self._postponed = []
+        for origin, message in commands:
+            try:
+                HANDLERS[type(message)](self, origin, message)
+            except Refuse as refused:
+                refused.error.req = message.req
+                self.answers.append((origin, refused.error))
+        self._lose_silent()
+        self._check_writes(seen.writes)
+        if not self.draining:
+            self._give_out(seen)
+        for (origin, reason), ids in self.stops.items():
+            self.answers.append((origin, m.CancelRunning(tuple(ids), reason)))
+        self.reads += self.over
+
+    # ---- clients -----------------------------------------------------------------------------
+
+    def _client(self, origin: Origin) -> None:
+        if origin[0] in self.workers:
+            raise Refuse("unsupported")
+
+    def _ok(self, origin: Origin, request: m.Message, **fields: Any) -> None:
+        self.answers.append((origin, m.Ok(req=request.req, **fields)))
+
+    def _known(self, ids: Iterable[str]) -> None:
+        missing = [id for id in ids if id not in self.jobs]
+        if missing:
+            raise Refuse("not_exist", missing)
+
+    def enqueue(self, origin: Origin, message: m.Enqueue) -> None:
+        self._client(origin)
+        if self.draining:
+            raise Refuse("busy")
+        if message.wait is not None and len(self.waits) >= self.limits.max_waits:
+            raise Refuse("busy")
+        fresh: dict[str, m.NewJob] = {}
+        conflicts = []
+        for spec in message.jobs:
+            there = fresh.get(spec.id)
+            if there is None and spec.id in self.jobs:
+                there = self.jobs[spec.id].spec
+            if there is None:
+                fresh[spec.id] = spec
+            elif content_of(there) != content_of(spec):
+                conflicts.append(spec.id)
+        if conflicts:
+            raise Refuse("conflict", conflicts)
+        before: set[str] = set()
+        culprits, code = set(), "invalid"
+        for spec in fresh.values():
+            for id in conditions_of(spec):
+                if id not in self.jobs and id not in before:
+                    culprits.add(spec.id)
+                    if id not in fresh:
+                        culprits.add(id)
+                        code = "not_exist"
+            before.add(spec.id)
+        if culprits:
+            raise Refuse(code, culprits)
+        size = sum(len(job.spec.args) for job in self.live.values())
+        size += sum(len(spec.args) for spec in fresh.values())
+        if len(self.live) + len(fresh) > self.limits.max_jobs or size > self.limits.max_bytes:
+            raise Refuse("busy")
+        for spec in fresh.values():
+            self._admit(spec)
+        ids = tuple(spec.id for spec in message.jobs)
+        if message.wait is None:
+            self._ok(origin, message, ids=ids)
+        else:
+            self.wait(origin, m.Wait(ids, timeout=message.wait, req=message.req))
+
+    def wait(self, origin: Origin, message: m.Wait) -> None:
+        self._client(origin)
+        open = {id for id in message.ids if id in self.live}
+        patience = 3600.0 if message.timeout is None else min(message.timeout, 3600.0)
+        if not open or not patience:
+            self.reads.append((origin, message))
+            return
+        if len(self.waits) >= self.limits.max_waits:
+            raise Refuse("busy")
+        self._known(message.ids)
+        wait = MWait(origin, message, open)
+        self.waits.append(wait)
+        self._alarm(self.now + patience, "_give_up", wait)
+
+    def cancel(self, origin: Origin, message: m.Cancel) -> None:
+        self._client(origin)
+        self._known(message.ids)
+        canceled = []
+        for id in message.ids:
+            if id in self.live:
+                self._cancel(self.live[id], "request")
+                canceled.append(id)
+        self._ok(origin, message, ids=tuple(canceled))
+
+    def retry(self, origin: Origin, message: m.Retry) -> None:
+        self._client(origin)
+        if self.just_ended or self.removed:
+            self._postponed.append((origin, message))
+            return
+        self._known(message.ids)
+        asked = [id for id in dict.fromkeys(message.ids) if id not in self.live]
+        finished = [id for id in asked if self.jobs[id].state == "finished"]
+        if finished:
+            raise Refuse("conflict", finished)
+        needed = [id for id in asked if self._is_needed(id)]
+        if needed:
+            raise Refuse("conflict", needed)
+        revived = self._revivable(asked)
+        if len(self.live) + len(revived) > self.limits.max_jobs:
+            raise Refuse("busy")
+        self.reviving = True
+        for job in revived:
+            self._forget(job)
+            self._admit(job.spec, job.attempt)
+        self.reviving = False
+        self._ok(origin, message, ids=tuple(job.id for job in revived))
+
+    def _revivable(self, asked: list[str]) -> list[MJob]:
+        """Those asked for, and what was canceled because of them, dependencies first."""
+        waiting = {id: self.jobs[id] for id in asked}
+        revived: dict[str, MJob] = {}
+        while waiting:
+            job = min(waiting.values(), key=lambda job: job.seq)
+            del waiting[job.id]
+            if not all(self._may_hold(job, id, revived) for id in job.conditions):
+                if job.id in asked:
+                    raise Refuse("conflict", [job.id])
+                continue
+            revived[job.id] = job
+            for id in self.dependents.get(job.id, ()):
+                other = self.jobs[id]
+                if other.reason == "dependency" and id not in revived and id in self.ended:
+                    if not self._is_needed(id):
+                        waiting[id] = other
+        return list(revived.values())
+
+    def _may_hold(self, job: MJob, id: str, revived: dict[str, MJob]) -> bool:
+        other = self.jobs.get(id)
+        if other is None:
+            return job.attempt > 0
+        if id in revived or id in self.live:
+            return True
+        return other.state == "finished" or job.conditions[id] == "ended"
+
+    def delete(self, origin: Origin, message: m.Delete) -> None:
+        self._client(origin)
+        if self.just_ended or self.removed:
+            self._postponed.append((origin, message))
+            return
+        live = [id for id in message.ids if id in self.live]
+        if live:
+            raise Refuse("conflict", live)
+        self._known(message.ids)
+        needed = [id for id in dict.fromkeys(message.ids) if self._is_needed(id)]
+        if needed:
+            raise Refuse("conflict", needed)
+        ids = tuple(dict.fromkeys(message.ids))
+        for id in ids:
+            self._forget(self.jobs[id])
+        self._ok(origin, message, ids=ids)
+
+    def ping(self, origin: Origin, message: m.Ping) -> None:
+        self._client(origin)
+        limit = self.limits.max_message
+        self._ok(origin, message, version=self.version, message_limit=limit)
+
+    def read(self, origin: Origin, message: m.Message) -> None:
+        self._client(origin)
+        self.reads.append((origin, message))
+
+    # ---- workers -----------------------------------------------------------------------------
+
+    def _worker(self, origin: Origin) -> MWorker:
+        worker = self.workers.get(origin[0])
+        if worker is None:
+            raise Refuse("unsupported")
+        worker.seen, worker.stalled = self.now, False
+        return worker
+
+    def hello(self, origin: Origin, message: m.Hello) -> None:
+        if not message.types or not message.channels:
+            raise Refuse("invalid")
+        known = self.workers.get(origin[0])
+        former = None
+        for worker in self.workers.values():
+            if message.session and worker.session == message.session:
+                former = worker
+        if known is None and former is None and len(self.workers) >= self.limits.max_workers:
+            raise Refuse("busy")
+        lanes = frozenset((c, t) for c in message.channels for t in message.types)
+        new = MWorker(origin, message.session, lanes, message.credit, self.now)
+        for job in list(known.jobs.values()) if known else ():
+            self._adopt(job, new)
+        refused: dict[str, list[str]] = {}
+        for claim in message.running:
+            mine = self.live.get(claim.id)
+            if mine and mine.state == "running":
+                is_free = mine.worker is None or mine.worker is former
+                if mine.attempt == claim.attempt and is_free:
+                    self._adopt(mine, new)
+                if mine.worker is new:
+                    continue
+            ended = self.jobs.get(claim.id)
+            reason = (ended.reason if ended and ended.state == "canceled" else None) or "lost"
+            refused.setdefault(reason, []).append(claim.id)
+        for one in (known, former):
+            if one is not None:
+                for job in list(one.jobs.values()):
+                    self._give_back(job)
+                self.workers.pop(one.origin[0], None)
+        self.workers[origin[0]] = new
+        self._alarm(self.now + self.limits.heartbeat_limit, "_lease", new)
+        limit = self.limits.heartbeat_limit
+        welcome = m.Welcome(self.version, limit / 4, limit, self.limits.max_message)
+        welcome.req = message.req
+        self.answers.append((origin, welcome))
+        for reason, ids in refused.items():
+            self.answers.append((origin, m.CancelRunning(tuple(ids), reason)))
+
+    @staticmethod
+    def _adopt(job: MJob, worker: MWorker) -> None:
+        if job.worker is not None:
+            del job.worker.jobs[job.id]
+        job.worker = worker
+        worker.jobs[job.id] = job
+
+    def outcome(self, origin: Origin, message: Any) -> None:
+        worker = self._worker(origin)
+        strays = []
+        for one in message.jobs:
+            job = worker.jobs.get(one.id)
+            if job is None or job.attempt != one.attempt:
+                strays.append(one.id)
+            elif isinstance(one, m.Outcome):
+                job.result = one.result
+                self._end(job, "finished")
+            elif isinstance(one, m.Failure):
+                self._attempt_over(job, one.error, pause=True, retry=one.retry)
+            elif isinstance(one, m.Step):
+                job.progress = one.value
+            else:
+                self._give_back(job)
+        if not isinstance(message, m.Progress) and message.credit is not None:
+            worker.credit = message.credit
+        codes: dict[str, list[str]] = {}
+        for id in strays:
+            codes.setdefault(self._why_not(id), []).append(id)
+        for code, ids in codes.items():
+            self.answers.append((origin, m.Error(code, "", tuple(ids), req=message.req)))
+        if not strays and message.req is not m.UNSET and not isinstance(message, m.Progress):
+            self._ok(origin, message)
+
+    def _why_not(self, id: str) -> str:
+        job = self.jobs.get(id)
+        if job is None:
+            return "not_exist"
+        return "canceled" if job.state == "canceled" else "not_running"
+
+    def heartbeat(self, origin: Origin, message: m.Heartbeat) -> None:
+        worker = self._worker(origin)
+        if message.credit is not None:
+            worker.credit = message.credit
+        self.answers.append((origin, m.Heartbeat(req=message.req)))
+
+    def bye(self, origin: Origin, message: m.Bye) -> None:
+        worker = self._worker(origin)
+        for job in list(worker.jobs.values()):
+            self._give_back(job)
+        del self.workers[origin[0]]
+        if message.req is not m.UNSET:
+            self._ok(origin, message)
+
+    def claim(self, origin: Origin, message: m.Claiming) -> None:
+        if self.draining:
+            raise Refuse("busy")
+        worker = self._worker(origin)
+        job = self.jobs.get(message.id)
+        if job is None:
+            raise Refuse("not_exist", [message.id])
+        if job.state != "ready":
+            raise Refuse("canceled" if job.state == "canceled" else "not_ready", [job.id])
+        self._start(job, worker)
+        self.claimed.append((origin, message.req, job.id, job.attempt))
+
+    def inputs(self, origin: Origin, message: m.Inputs) -> None:
+        job = self._worker(origin).jobs.get(message.id)
+        if job is None or job.attempt != message.attempt:
+            raise Refuse(self._why_not(message.id), [message.id])
+        strays = [id for id in message.ids if id not in job.conditions]
+        if strays:
+            raise Refuse("invalid", strays)
+        self.reads.append((origin, message))
+
+    def undelivered(self, origin: Origin, message: Undelivered) -> None:
+        worker = self.workers.get(message.connection)
+        if worker is not None:
+            for id in message.ids:
+                if id in worker.jobs:
+                    self._give_back(worker.jobs[id])
+            worker.stalled = True
+
+    # ---- what questions are answered with ----------------------------------------------------
+
+    def answer(self, request: m.Message) -> m.Message | None:
+        """Give the answer to a request that changes nothing; None for any answer is right."""
+        match request:
+            case m.Status() | m.Wait():
+                missing = [id for id in request.ids if id not in self.jobs]
+                if missing:
+                    return m.Error("not_exist", "", tuple(missing), req=request.req)
+                with_args = isinstance(request, m.Status) and request.args
+                jobs = [self.info(self.jobs[id], args=with_args) for id in request.ids]
+                for info, id in zip(jobs, request.ids, strict=True):
+                    info.dependents = tuple(self.dependents.get(id, ()))
+                ok = m.Ok(jobs=tuple(jobs), req=request.req)
+                if isinstance(request, m.Wait):
+                    ok.done = not any(id in self.live for id in request.ids)
+                return ok
+            case m.Inputs():
+                results = {
+                    id: self.jobs[id].result
+                    for id in request.ids
+                    if id in self.jobs and self.jobs[id].state == "finished"
+                }
+                return m.Ok(results=results, req=request.req)  # type: ignore[arg-type]
+            case m.List():
+                return self._list(request)
+            case _:
+                return None
+
+    def info(self, job: MJob, *, args: bool = False) -> m.JobInfo:
+        """Show a job."""
+        spec, running = job.spec, job.state == "running"
+        return m.JobInfo(
+            id=job.id,
+            type=spec.type,
+            state=job.state,
+            queued=job.queued,
+            channel=spec.channel,
+            priority=spec.priority,
+            attempt=job.attempt,
+            max_attempts=spec.max_attempts,
+            started=job.started if running or job.state in ENDED else None,
+            finished=job.ended if job.state in ("finished", "failed") else None,
+            canceled=job.state == "canceled",
+            ended=job.ended,
+            due=job.due if job.state == "scheduled" else None,
+            dependencies=tuple(
+                id if condition == "finished" else m.Dependency(id, "ended")
+                for id, condition in job.conditions.items()
+            ),
+            result=m.UNSET if job.result is None else job.result,
+            error=job.error if job.state == "failed" else None,
+            reason=job.reason,
+            culprit=job.culprit,
+            progress=m.UNSET if job.progress is None else job.progress,
+            args=spec.args if args else m.UNSET,
+        )
+
+    def _list(self, request: m.List) -> m.Message | None:
+        if request.after is not None and request.after not in self.pages:
+            return None
+        part, below = self.pages.get(request.after or "", ("live", 1 << 60))
+        order: list[tuple[str, int, MJob]] = []
+        if part == "live":
+            order = [("live", job.seq, job) for job in self.live.values() if job.seq < below]
+            order.sort(key=lambda entry: -entry[1])
+            below = 1 << 60
+        ended = [("ended", job.place, job) for job in self.ended.values() if job.place < below]
+        order += sorted(ended, key=lambda entry: -entry[1])
+        states = (request.state,) if isinstance(request.state, str) else request.state
+        found = []
+        for part, at, job in order:
+            if (
+                (states is None or job.state in states)
+                and request.type in (None, job.spec.type)
+                and request.channel in (None, job.spec.channel)
+                and not (request.roots and job.conditions)
+                and (request.since is None or job.queued >= request.since)
+                and (request.until is None or job.queued < request.until)
+            ):
+                found.append(self.info(job))
+            if len(found) == request.limit:
+                self.page_end = (part, at)
+                return m.Ok(jobs=tuple(found), after="there is more", req=request.req)
+        return m.Ok(jobs=tuple(found), after=None, req=request.req)
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state, and what else is counted."""
+        counts = dict.fromkeys(("blocked", "scheduled", "ready", "running"), 0)
+        for job in self.live.values():
+            counts[job.state] += 1
+        return {
+            **counts,
+            "workers": len(self.workers),
+            "waits": len(self.waits),
+            "ended_kept": len(self.ended),
+            "args_bytes": sum(len(job.spec.args) for job in self.live.values()),
+        }
+
+    def assignment(self, id: str, attempt: int) -> m.Assignment:
+        """What a worker must be given."""
+        job = self.jobs[id]
+        given = m.Assignment(id, attempt, job.spec.type, job.spec.args, job.spec.channel)
+        given.timeout = job.spec.timeout
+        given.dependencies = tuple(job.conditions)
+        if job.conditions and job.spec.inputs:
+            finished = [self.jobs[d] for d in job.conditions if d in self.jobs]
+            results = {d.id: d.result for d in finished if d.result is not None}
+            size = sum(36 + len(result) for result in results.values())
+            if size <= self.inputs_limit:
+                given.inputs = results
+            else:
+                given.inputs_left_out = True
+        return given
+
+
+def content_of(spec: m.NewJob) -> object:
+    """What must be the same when a job is enqueued again."""
+    backoff = spec.backoff
+    if not isinstance(backoff, m.Backoff):
+        backoff = m.Backoff() if backoff is None else m.Backoff(first=backoff)
+    return (
+        (spec.type, spec.channel, json.loads(bytes(spec.args)), conditions_of(spec)),
+        (spec.priority, spec.delay, spec.timeout, spec.expires, spec.max_attempts),
+        (backoff.first, backoff.factor, backoff.limit, backoff.jitter, spec.inputs),
+    )
+
+
+HANDLERS: dict[type, Callable[[Model, Origin, Any], None]] = {
+    m.Enqueue: Model.enqueue,
+    m.Wait: Model.wait,
+    m.Cancel: Model.cancel,
+    m.Retry: Model.retry,
+    m.Delete: Model.delete,
+    m.Status: Model.read,
+    m.List: Model.read,
+    m.Stats: Model.read,
+    m.Ping: Model.ping,
+    m.Hello: Model.hello,
+    m.Finish: Model.outcome,
+    m.Fail: Model.outcome,
+    m.Release: Model.outcome,
+    m.Progress: Model.outcome,
+    m.Claiming: Model.claim,
+    m.Inputs: Model.inputs,
+    m.Heartbeat: Model.heartbeat,
+    m.Bye: Model.bye,
+    Undelivered: Model.undelivered,
+}

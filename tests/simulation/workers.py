@@ -1,0 +1,320 @@
+"""Workers: the SDK's agent and workload as they are, with handlers that take virtual time."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tests.simulation.network import Connection, Frames
+from tests.simulation.plan import NEVER
+from tests.simulation.violation import Violation
+from worker_sdk.agent import Agent, Link
+from worker_sdk.delivery import Ending
+from worker_sdk.encoding import pack, unpack_worker_event
+from worker_sdk.messages import Assignment, Claiming, Error, Inputs, Jobs, Ok, Outcome
+from worker_sdk.workload import Workload
+
+if TYPE_CHECKING:
+    from tests.simulation.crew import Crew
+
+
+class Script(msgspec.Struct):
+    """What a job does, as its args say."""
+
+    does: str = "ok"
+    takes: float = 0.01
+    fails: int = 0
+    """How many attempts fail before one succeeds."""
+
+
+_decode_script = msgspec.json.Decoder(Script).decode
+
+
+class SimWorker:
+    """One worker process, from its start to its end."""
+
+    def __init__(self, crew: Crew, place: int, life: int) -> None:
+        self.crew = crew
+        self.world = crew.world
+        self.network = crew.network
+        self.ledger = crew.ledger
+        self.name = f"w{place}.{life}"
+        self.place = place
+        self.dice = crew.world.dice(f"worker/{self.name}")
+        self.types, self.channels = crew.trade(place)
+        self.agent = Agent(
+            types=self.types, session=self.name, channels=self.channels, name=self.name
+        )
+        self.concurrency = crew.world.plan.concurrency
+        self.workload = Workload(self.agent, self.concurrency)
+        self.connection: Connection | None = None
+        self.is_gone = False
+        self.is_leaving = False
+        self.paused_until = 0.0
+        # What comes while it is paused, and what its handlers do meanwhile.
+        self._backlog: list[Frames] = []
+        # Handlers that run: the assignment's id and attempt -> whether it counts as a place.
+        self._running: dict[tuple[str, int], bool] = {}
+        # Attempts whose handler was told to stop and goes on.
+        self._stuck: set[tuple[str, int]] = set()
+        self._hanging: list[tuple[Assignment, float]] = []
+        # Requests for what a dispatch left out: key -> (assignment, what is there already).
+        self._asked: dict[bytes, tuple[Assignment, set[str]]] = {}
+        self._claims: set[bytes] = set()
+        self._unconfirmed: list[tuple[Ending, bool]] = []
+        self._tick_at = NEVER
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left in its hands."""
+        return self.is_gone or (self.agent.settled and not self._running)
+
+    # ---- the network's side ------------------------------------------------------------------
+
+    def connected(self) -> None:
+        if not self.is_paused:
+            self.agent.connected(self.world.now)
+            self.act()
+
+    def disconnected(self) -> None:
+        if not self.is_paused:
+            self.agent.disconnected()
+
+    def arrived(self, frames: Frames) -> None:
+        if self.is_paused:
+            self._backlog.append(frames)
+        elif not self.is_gone:
+            self.agent.receive(unpack_worker_event(frames), self.world.now)
+            self.act()
+
+    # ---- what it does ------------------------------------------------------------------------
+
+    def act(self) -> None:
+        """Start, stop, answer and send what is to be."""
+        if self.is_gone or self.is_paused:
+            return
+        agent, workload, now = self.agent, self.workload, self.world.now
+        while True:
+            self._take_replies()
+            self._stop_stopped()
+            while (assignment := workload.take(now)) is not None:
+                self._begin(assignment, takes_place=True)
+            workload.adjust(now)
+            agent.flush(now)
+            self._send()
+            if agent.reconnect:
+                agent.reconnect = False
+                self.network.renew(self)
+            if now < agent.next_due():
+                break
+            agent.tick(now)
+            if agent.link is Link.AWAY and not agent.reconnect:
+                break
+        if self._unconfirmed:
+            self._look_for_confirmations()
+        if agent.fault is not None:
+            raise Violation(f"{self} is refused for good: {agent.fault}")
+        if agent.link is Link.LEFT:
+            self.crew.left(self)
+        due = min(agent.next_due(), workload.next_due())
+        if due < self._tick_at:
+            self._tick_at = max(due, now)
+            self.world.at(self._tick_at, self._tick, self._tick_at)
+
+    def _tick(self, at: float) -> None:
+        if at == self._tick_at:
+            self._tick_at = NEVER
+            if not self.is_gone and not self.is_paused:
+                self.act()
+
+    def _send(self) -> None:
+        outbox = self.agent.outbox
+        if not outbox:
+            return
+        for message in outbox:
+            frames = pack(message)
+            if self.world.story is not None:
+                self.world.tell(f"{self} -> broker: {frames[-1].decode()}")
+            if self.connection is not None:
+                self.network.to_broker(self.connection, frames)
+        outbox.clear()
+
+    def _take_replies(self) -> None:
+        replies = self.agent.replies
+        while replies:
+            key, reply = replies.popitem()
+            if key in self._asked:
+                self._take_inputs(key, reply)
+            elif key in self._claims:
+                self._claims.discard(key)
+                if isinstance(reply, Jobs):
+                    for assignment in reply.jobs:
+                        if self.agent.holds(assignment):
+                            self._begin(assignment, takes_place=False)
+
+    def _stop_stopped(self) -> None:
+        agent = self.agent
+        for stopped in agent.stopped:
+            token = (stopped.assignment.id, stopped.assignment.attempt)
+            if token in self._running:
+                self._stuck.add(token)
+                self.workload.stuck += self._running[token]
+                if not self.world.strikes("handler_late", self.dice):
+                    self.world.after(
+                        self.dice.uniform(0, 0.01), self._end, stopped.assignment, self.world.now
+                    )
+        agent.stopped.clear()
+
+    # ---- handlers ----------------------------------------------------------------------------
+
+    def _begin(self, assignment: Assignment, *, takes_place: bool) -> None:
+        self.ledger.given(assignment)
+        self._running[assignment.id, assignment.attempt] = takes_place
+        if assignment.inputs_left_out:
+            self._ask(assignment, set())
+        else:
+            self._run(assignment)
+
+    def _ask(self, assignment: Assignment, there: set[str]) -> None:
+        missing = tuple(id for id in assignment.dependencies if id not in there)
+        request = Inputs(id=assignment.id, attempt=assignment.attempt, ids=missing)
+        self._asked[self.agent.request(request, self.world.now)] = (assignment, there)
+
+    def _take_inputs(self, key: bytes, reply: object) -> None:
+        assignment, there = self._asked.pop(key)
+        if not self.agent.holds(assignment) or isinstance(reply, Error):
+            self._end(assignment, self.world.now)
+        elif isinstance(reply, Ok) and isinstance(reply.results, dict):
+            self._run(assignment)
+
+    def _run(self, assignment: Assignment) -> None:
+        now = self.world.now
+        script = _decode_script(assignment.args)
+        if script.does == "poison":
+            self.world.after(script.takes / 2, self.crew.crash, self)
+            return
+        if script.does == "progress":
+            self.world.after(script.takes / 2, self._report, assignment)
+        if self.world.strikes("handler_hangs", self.dice):
+            self._hanging.append((assignment, now))
+            return
+        self.world.after(script.takes, self._end, assignment, now)
+
+    def _report(self, assignment: Assignment) -> None:
+        if not self.is_gone:
+            self.agent.report(assignment, b"0.5")
+            self.act()
+
+    def _end(self, assignment: Assignment, began: float) -> None:
+        """A handler returns."""
+        token = (assignment.id, assignment.attempt)
+        if self.is_gone or token not in self._running:
+            return
+        if self.is_paused:
+            self.world.at(self.paused_until, self._end, assignment, began)
+            return
+        agent = self.agent
+        takes_place = self._running.pop(token)
+        if takes_place:
+            self.workload.ended(assignment, self.world.now - began)
+        if token in self._stuck:
+            self._stuck.discard(token)
+            self.workload.stuck -= takes_place
+        script = _decode_script(assignment.args)
+        result = b'{"of":"%s","attempt":%d}' % (assignment.id.encode(), assignment.attempt)
+        ending: Ending | None
+        final = script.does == "final"
+        if script.does == "fail" or final or assignment.attempt <= script.fails:
+            ending = agent.fail(assignment, f"failed in {assignment.attempt}", retry=not final)
+        else:
+            ending = agent.finish(assignment, result)
+        if ending is not None:
+            self._unconfirmed.append((ending, final))
+        self.act()
+
+    def _look_for_confirmations(self) -> None:
+        agent = self.agent
+        refused = [each.ending for each in agent.refused]
+        agent.refused.clear()
+        left = []
+        for ending, final in self._unconfirmed:
+            if agent.awaits(ending):
+                left.append((ending, final))
+            elif not any(ending is each for each in refused) and not self._may_be_stale(ending):
+                if isinstance(ending, Outcome):
+                    self.ledger.confirmed(ending.id, bytes(ending.result), None, True)
+                else:
+                    self.ledger.confirmed(ending.id, None, ending.error, final)
+        self._unconfirmed = left
+
+    def _may_be_stale(self, ending: Ending) -> bool:
+        """Whether the outcome was sent twice, or gave way to a newer attempt: then its silent
+        end may mean that another one was taken."""
+        return ending.id in self.crew.repeated or (ending.id, ending.attempt + 1) in (
+            self.ledger.tokens
+        )
+
+    # ---- faults and ends ---------------------------------------------------------------------
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the process stands still."""
+        return self.world.now < self.paused_until
+
+    def pause(self, seconds: float) -> None:
+        """Stand still, and then go on as if nothing had been."""
+        if not self.is_paused:
+            self.world.tell(f"{self} stands still for {seconds:.2f} s")
+            self.paused_until = self.world.now + seconds
+            self.world.at(self.paused_until, self._resume, self.connection)
+
+    def _resume(self, connection: Connection | None) -> None:
+        if self.is_gone or self.is_paused:
+            return
+        now = self.world.now
+        if self.connection is not connection:
+            self.agent.disconnected()
+            if self.connection is not None:
+                self.agent.connected(now)
+        backlog, self._backlog = self._backlog, []
+        for frames in backlog:
+            self.agent.receive(unpack_worker_event(frames), now)
+        self.act()
+
+    def claim(self, id: str) -> None:
+        """Ask for one certain job."""
+        if not self.is_paused and not self.is_leaving and self.agent.link is Link.WELCOMED:
+            self._claims.add(self.agent.request(Claiming(id=id), self.world.now))
+            self.act()
+
+    def leave(self) -> None:
+        """Hand back what has not started, end the rest, and go."""
+        if self.is_paused or self.is_leaving:
+            return
+        self.is_leaving = True
+        self.workload.drain()
+        self.act()
+        self._leave_when_settled()
+
+    def _leave_when_settled(self) -> None:
+        if self.is_gone:
+            return
+        if self.is_settled:
+            self.agent.leave(self.world.now)
+            self.act()
+        else:
+            self.world.after(0.05, self._leave_when_settled)
+
+    def heal(self) -> None:
+        """Come back from what would hold for ever."""
+        hanging, self._hanging = self._hanging, []
+        for assignment, began in hanging:
+            self.world.after(0.0, partial(self._end, assignment, began))
+        if self.is_paused:
+            self.paused_until = self.world.now
+            self.world.after(0.0, self._resume, None)

@@ -132,7 +132,7 @@ def wait(
         return _wait_for(client, ids, timeout, as_json)
 
 
-@click.command()
+@click.command(short_help="End jobs that have not ended.")
 @ids_argument
 @broker_option
 @json_option
@@ -145,7 +145,7 @@ def cancel(ids: tuple[UUID, ...], broker: str | None, patience: float, as_json: 
     _change(Client.cancel, ids, broker, patience, as_json)
 
 
-@click.command()
+@click.command(short_help="Run failed and canceled jobs again.")
 @ids_argument
 @broker_option
 @json_option
@@ -166,7 +166,7 @@ def delete(ids: tuple[UUID, ...], broker: str | None, patience: float, as_json: 
     _change(Client.delete, ids, broker, patience, as_json)
 
 
-@click.command("list")
+@click.command("list", short_help="List jobs, newest first.")
 @click.option("--state", type=click.Choice(STATES), multiple=True, help="Repeatable.")
 @click.option("--type", help="Only jobs of this type.")
 @click.option("--channel", help="Only jobs in this channel.")
@@ -224,7 +224,7 @@ def stats(broker: str | None, patience: float, as_json: bool) -> None:
         write_counts(client.stats(), as_json=as_json)
 
 
-@click.command()
+@click.command(short_help="Ask whether the broker is there.")
 @broker_option
 @json_option
 def ping(broker: str | None, patience: float, as_json: bool) -> None:

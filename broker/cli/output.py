@@ -1,20 +1,18 @@
 """How jobs and counts are shown: to people, in tables and blocks; to programs, as JSON lines."""
 
+import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from worker_sdk import JobStatus
 
-STATE_STYLES = {
-    "blocked": "dim",
+STATE_COLORS = {
+    "blocked": "bright_black",
     "scheduled": "cyan",
     "ready": "blue",
     "running": "yellow",
@@ -24,6 +22,7 @@ STATE_STYLES = {
 }
 
 LABEL_WIDTH = 14
+HEADINGS = ("ID", "STATE", "TYPE", "CHANNEL", "ATTEMPT", "QUEUED")
 
 
 def clean(text: str) -> str:
@@ -46,12 +45,15 @@ def write_job(job: JobStatus, *, as_json: bool) -> None:
         write_json(job)
         return
     for name, value in _lines(job):
-        style = STATE_STYLES.get(job.state) if name == "state" else None
-        label = f"{name:{LABEL_WIDTH}}"
-        if sys.stdout.isatty() and style:
-            Console(highlight=False, soft_wrap=True).print(Text(label).append(value, style=style))
-        else:
-            click.echo(label + value)
+        click.echo(f"{name:{LABEL_WIDTH}}" + (_colored(value) if name == "state" else value))
+
+
+def _colored(state: str, width: int = 0) -> str:
+    """The state in its color, where there are eyes to see it."""
+    padded = f"{state:{width}}"
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return padded
+    return click.style(padded, fg=STATE_COLORS.get(state))
 
 
 def _lines(job: JobStatus) -> Iterator[tuple[str, str]]:
@@ -94,19 +96,17 @@ def write_list(jobs: Sequence[JobStatus], *, as_json: bool, heading: bool = True
             write_json(job)
         return
     rows = [_row(job) for job in jobs]
-    if sys.stdout.isatty():
-        table = Table(box=None, pad_edge=False, show_header=heading, header_style="bold")
-        table.add_column("ID", no_wrap=True, min_width=36)
-        for name in ("STATE", "TYPE", "CHANNEL", "ATTEMPT", "QUEUED"):
-            table.add_column(name, no_wrap=True)
-        for job, row in zip(jobs, rows, strict=True):
-            id, state, *rest = row
-            cells: Iterable[Text] = (Text(each) for each in rest)
-            table.add_row(Text(id), Text(state, style=STATE_STYLES.get(job.state, "")), *cells)
-        Console(highlight=False).print(table)
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(row))
         return
-    for row in rows:
-        click.echo("\t".join(row))
+    shown = [HEADINGS, *rows]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(HEADINGS))]
+    if heading:
+        click.echo("  ".join(map(str.ljust, HEADINGS, widths)).rstrip())
+    for id, state, *rest in rows:
+        cells = map(str.ljust, rest, widths[2:])
+        click.echo("  ".join([id, _colored(state, widths[1]), *cells]).rstrip())
 
 
 def _row(job: JobStatus) -> tuple[str, ...]:

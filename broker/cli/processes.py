@@ -30,8 +30,8 @@ def _settings_as_flags(command: Callable[..., Any]) -> Callable[..., Any]:
             setting.flag,
             metavar="URL" if several else "VALUE",
             multiple=several,
-            help=f"{setting.meaning[0].upper()}{setting.meaning[1:]}. "
-            f"{'Repeatable.' if several else ''}  [default: {defaults[setting.name]}]",
+            help=f"{setting.meaning[0].upper()}{setting.meaning[1:]}."
+            f"{' Repeatable.' if several else ''}  [default: {defaults[setting.name]}]",
         )(command)
     return command
 
@@ -78,7 +78,7 @@ def serve(
         raise CommandError(str(error), "start") from error
 
 
-@click.command()
+@click.command(short_help="Run a worker from your code.")
 @click.argument("target", metavar="MODULE:WORKER")
 @click.option(
     "--broker",
@@ -158,7 +158,7 @@ def _why_not_imported(name: str, error: Exception) -> str:
     return f"module {name} cannot be imported: {type(error).__name__}: {error}{place}"
 
 
-@click.command()
+@click.command(short_help="Run a real graph of jobs, and check the outcome.")
 @click.argument(
     "folder",
     required=False,

@@ -33,7 +33,12 @@ from tests.protocol_document import (
 )
 from tests.protocol_stage import Line, Stage, ask, lines, parse, strangers
 from worker_sdk import errors, messages
+from worker_sdk.agent import HELLO_RETRY_FIRST_S, HELLO_RETRY_LIMIT_S, PROGRESS_INTERVAL_S
+from worker_sdk.delivery import BUSY_RETRY_S
+from worker_sdk.exchange import ASSUMED_BYTES_PER_S, FIRST_BUSY_PAUSE_S, LONGEST_BUSY_PAUSE_S
+from worker_sdk.job import INPUTS_PAGE_JOBS
 from worker_sdk.messages import PROTOCOL, Message
+from worker_sdk.requests import LONGEST_HOLD_S
 
 ROOT = DOCUMENT.parents[1]
 SECTIONS = read()
@@ -274,6 +279,29 @@ def test_conversation_that_goes_as_written_is_none_of_those(tmp_path: Path) -> N
         stage.play(Block("dialogue", {}, PING + PONG.strip(), 1, "made up"))
 
 
+# ---- what the text says of the SDK ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("title", "words"),
+    [
+        ("Timers", f"after {FIRST_BUSY_PAUSE_S:g} s, doubled each time"),
+        ("Timers", f"each time up to {LONGEST_BUSY_PAUSE_S:g} s, each pause"),
+        ("Timers", f"| of {LONGEST_HOLD_S:g} s |"),
+        ("Timers", f"({2**20 / ASSUMED_BYTES_PER_S:g} s a MiB)"),
+        ("Timers", f"after {HELLO_RETRY_FIRST_S:g} s, doubled up to {HELLO_RETRY_LIMIT_S:g} s"),
+        ("Timers", f"send it again | after {BUSY_RETRY_S:g} s |"),
+        ("`wait`: client to broker", f"ask for {LONGEST_HOLD_S:g} s at a time"),
+        ("`progress`: worker to broker", f"some {1 / PROGRESS_INTERVAL_S:g} times a second"),
+        ("`inputs`: worker to broker", f"Up to {INPUTS_PAGE_JOBS:,} at a time"),
+    ],
+)
+def test_recommended_is_what_the_sdk_does(title: str, words: str) -> None:
+    text = " ".join(" ".join(section(title).lines).split())
+
+    assert words in text
+
+
 # ---- what the text says of bounds ------------------------------------------------------------
 
 
@@ -325,6 +353,37 @@ def test_500_levels_of_nesting_are_safe(stage: Stage, levels: int, op: str) -> N
     again = ask(stage, "C", frames(f'{{"op":"enqueue","jobs":[{job.replace("]", " ]", 1)}]}}'))
 
     assert (first["op"], again["op"]) == (op, op)
+
+
+@pytest.mark.parametrize(("channels", "op"), [(100, "welcome"), (101, "error")])
+def test_worker_takes_jobs_from_10000_pairs_of_type_and_channel(
+    tmp_path: Path, channels: int, op: str
+) -> None:
+    hello = {
+        "op": "hello",
+        "types": [f"type {n}" for n in range(100)],
+        "channels": [f"channel {n}" for n in range(channels)],
+    }
+
+    with Stage({}, str(tmp_path)) as stage:
+        answer = ask(stage, "W", frames(msgspec.json.encode(hello).decode()))
+
+    assert answer["op"] == op
+
+
+@pytest.mark.parametrize(
+    ("args", "op"),
+    [('{"a": 1, "b": 2}', "ok"), ('{"b":2,"a":1}', "ok"), ('{"a":1.0,"b":2}', "error")],
+)
+def test_args_are_compared_as_json(stage: Stage, args: str, op: str) -> None:
+    def enqueue(args: str) -> str:
+        return f'{{"op":"enqueue","jobs":[{{"id":"{SOME_ID}","type":"add","args":{args}}}]}}'
+
+    ask(stage, "C", frames(enqueue('{"a":1,"b":2}')))
+
+    answer = ask(stage, "C", frames(enqueue(args)))
+
+    assert answer["op"] == op
 
 
 def test_error_of_a_failure_is_cut_at_65536_characters(tmp_path: Path) -> None:

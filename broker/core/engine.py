@@ -95,6 +95,8 @@ class Engine:
         self._service = Service(self.life, self.crew, self._history, version)
         # Commands that have to run at the start of a turn, and came later in one.
         self._postponed: list[Command] = []
+        # Claims of this turn.
+        self._claims: list[tuple[Origin, Claiming]] = []
         self._effects = Effects(Writes())
         # Any: each takes the one type it stands beside.
         self._handlers: dict[type, Callable[[Origin, Any], None]] = {
@@ -151,6 +153,7 @@ class Engine:
             except Refused as refused:
                 self._refuse(origin, message, refused)
         self._service.lose_silent()
+        self._grant_claims()
         if not self.draining:
             self._dispatch()
         for (worker, reason), ids in life.stops.items():
@@ -298,8 +301,20 @@ class Engine:
     def _claim(self, origin: Origin, message: Claiming) -> None:
         if self.draining:
             raise Refused("busy", "the broker is about to stop")
-        job = self._service.claim(origin, message)
-        self._effects.dispatches.append(Dispatch(origin, [job], message.req))
+        self._service.worker(origin, "claim")
+        self._claims.append((origin, message))
+
+    def _grant_claims(self) -> None:
+        """Give workers the jobs that they ask for: last in a turn, so that none is taken away
+        again before it is sent.
+        """
+        for origin, message in self._claims:
+            try:
+                job = self._service.claim(origin, message)
+                self._effects.dispatches.append(Dispatch(origin, [job], message.req))
+            except Refused as refused:
+                self._refuse(origin, message, refused)
+        self._claims.clear()
 
     def _inputs(self, origin: Origin, message: Inputs) -> None:
         self._service.check_inputs(origin, message)

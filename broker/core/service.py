@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from msgspec import Raw
+
 from broker.core.graph import name_of
 from broker.core.history import History
 from broker.core.job import CANCELED, READY, STATE_NAMES, Job
@@ -267,7 +269,8 @@ class Service:
         for one in message.jobs:
             job = worker.running.get(one.id)
             if job is not None and job.run is not None and job.attempt == one.attempt:
-                job.run.progress = one.value
+                # A copy: as it came, it would keep the whole message in memory.
+                job.run.progress = Raw(bytes(one.value))
             else:
                 strays.append(Claim(one.id, one.attempt))
         return self._refuse(strays) if strays else []

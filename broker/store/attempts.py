@@ -51,10 +51,8 @@ class Attempts:
 
     def newest(self) -> dict[int, Attempt]:
         """Give the newest attempt of each live job that has one, by seq."""
-        row_of = self._row_of
-        return {
-            attempt.seq: attempt for row, attempt in self._all() if row_of.get(attempt.seq) == row
-        }
+        # Later rows replace earlier ones; those of ended jobs are in nobody's way.
+        return {attempt.seq: attempt for _, attempt in self._all()}
 
     def write(self, jobs: Sequence[Job]) -> None:
         """Write the present attempts of live jobs. Before `drop`, and once a transaction."""

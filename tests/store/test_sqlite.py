@@ -341,6 +341,51 @@ def test_full_disk_undoes_the_commit_and_later_ones_work(path: Path) -> None:
         assert store.ended_count == 100
 
 
+def test_commit_that_fails_at_its_last_step_is_undone_in_memory_too(path: Path) -> None:
+    make = Maker()
+    with opened(path) as store:
+        old, going, staying, new = (make.jobs(100) for _ in range(4))
+        insert_and_finish(store, old)
+        insert(store, *going, *staying)
+        store.commit(Writes(updated=[start(job) for job in staying]))
+        writes = Writes(
+            inserted=new,
+            updated=[start(job) for job in staying],
+            ended=[finish(job) for job in going],
+            removed=[job.id for job in old[:50]],
+            deferred=[job.id for job in old[50:60]],
+        )
+        store._db.execute(
+            "CREATE TEMP TRIGGER last_step BEFORE INSERT ON places"
+            " BEGIN SELECT RAISE(ABORT, 'spoilt'); END"
+        )
+
+        for _ in range(2):
+            with pytest.raises(StoreError, match="spoilt"):
+                store.commit(writes)
+
+        assert live_ids(store) == [job.id for job in going + staying]
+        assert [record.attempt for record in store.load()] == [0] * 100 + [1] * 100
+        assert (store.ended_count, store.last_seq) == (100, 300)
+        assert [id for id, _ in store.oldest(500)] == [job.id for job in old]
+        store._db.execute("DROP TRIGGER last_step")
+        store.commit(Writes(updated=staying))
+        store.commit(writes)
+
+        for _ in range(2):
+            assert live_ids(store) == [job.id for job in staying + new]
+            assert [record.attempt for record in store.load()] == [2] * 100 + [0] * 100
+            assert (store.ended_count, store.last_seq) == (150, 400)
+            line = [id for id, _ in store.oldest(500)]
+            assert line == [job.id for job in old[60:] + old[50:60] + going]
+            store.close()
+            store = SqliteStore(str(path))
+        store.commit(Writes(ended=[finish(job) for job in staying + new]))
+        assert store._db.execute("SELECT count(*) FROM attempts").fetchone() == (0,)
+        assert live_ids(store) == []
+        store.close()
+
+
 WRITE_TO_A_LIMIT = """
 import resource, signal, sys
 from broker.store import StoreError, open_store
@@ -408,6 +453,25 @@ def test_a_few_long_lived_jobs_do_not_keep_their_neighbours_on_disk(path: Path) 
 
         assert size < 100 * 400
         assert live_ids(store) == [job.id for job in jobs if job.seq % 256 == 7]
+
+
+def test_outdated_attempts_leave_the_disk(path: Path) -> None:
+    make = Maker()
+    with opened(path) as store:
+        stays = make.job()
+        insert(store, stays)
+        for _ in range(20):
+            jobs = make.jobs(300)
+            insert(store, *jobs)
+            store.commit(Writes(updated=[start(job) for job in [*jobs, stays]]))
+            store.commit(Writes(ended=[finish(job) for job in jobs]))
+
+        assert store._db.execute("SELECT count(*) FROM attempts").fetchone() == (1,)
+        assert [record.attempt for record in store.load()] == [20]
+
+    with opened(path) as store:
+        store.commit(Writes(ended=[finish(stays)]))
+        assert store._db.execute("SELECT count(*) FROM attempts").fetchone() == (0,)
 
 
 # ---- killed processes ------------------------------------------------------------------------

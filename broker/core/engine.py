@@ -236,14 +236,13 @@ class Engine:
         self._check_client(origin, "cancel")
         jobs = self.life.jobs
         self._history.check_exist([id for id in message.ids if id not in jobs])
-        canceled = []
-        for id in message.ids:
+        live = tuple(dict.fromkeys(id for id in message.ids if id in jobs))
+        for id in live:
             # It may have gone with one canceled before it.
             job = jobs.get(id)
             if job is not None:
                 self.life.cancel(job, "request")
-                canceled.append(id)
-        self._reply(origin, Ok(ids=tuple(canceled), req=message.req))
+        self._reply(origin, Ok(ids=live, req=message.req))
 
     def _retry(self, origin: Origin, message: Retry) -> None:
         self._check_client(origin, "retry")

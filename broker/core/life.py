@@ -103,6 +103,8 @@ class Life:
         if running_since is not None:
             self._orphans[job.id] = job
             job.state = RUNNING
+            # Should it be ready again, then before all that did not come to run.
+            job.order = job.seq
             job.run = Run(None, running_since)
             self.running += 1
             self._arm(job)

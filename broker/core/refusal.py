@@ -26,7 +26,8 @@ def listed(ids: Sequence[str]) -> str:
 
 
 def not_exist(ids: Sequence[str]) -> Refused:
-    """Give the refusal for unknown jobs."""
+    """Give the refusal for unknown jobs, each named once."""
+    ids = list(dict.fromkeys(ids))
     if len(ids) == 1:
         return Refused("not_exist", f"job {ids[0]} does not exist", ids)
     return Refused("not_exist", f"jobs do not exist: {listed(ids)}", ids)

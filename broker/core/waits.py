@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+from msgspec import Raw
+
 from broker.core.timers import Timer, Timers
 from broker.core.workers import Origin
 from worker_sdk.messages import Wait
@@ -39,6 +41,9 @@ class Waits:
 
     def add(self, origin: Origin, request: Wait, open: Iterable[str], until: float) -> None:
         """Answer `request` when all of `open`, live jobs, have ended, or at the time `until`."""
+        if isinstance(request.req, Raw):
+            # A copy: as it came, it would keep the whole message in memory.
+            request.req = Raw(bytes(request.req))
         waiter = _Waiter(origin, request, set(open))
         for id in waiter.open:
             self._by_job.setdefault(id, {})[waiter] = None

@@ -1,0 +1,33 @@
+"""Faults of the core that the simulation found, each as the shortest history that shows it."""
+
+from tests.core.box import Box
+
+
+def test_jobs_of_two_types_that_nobody_claims_after_a_restart_run_again(lasting: Box) -> None:
+    a, b = lasting.enqueue("a"), lasting.enqueue("b")
+    lasting.worker("a", "b", credit=2)
+    lasting.restart()
+
+    lasting.advance(lasting.limits.grace)
+    worker = lasting.worker("a", "b", credit=2)
+
+    assert worker.got() == [a, b]
+
+
+def test_lost_jobs_go_before_what_became_ready_before_the_restart(lasting: Box) -> None:
+    a = lasting.enqueue("a")
+    lasting.worker("a")
+    b = lasting.enqueue("b")
+    lasting.restart()
+
+    lasting.advance(lasting.limits.grace)
+    worker = lasting.worker("b", "a", credit=2)
+
+    assert worker.got() == [a, b]
+
+
+def test_due_is_shown_only_while_scheduled(box: Box) -> None:
+    a = box.enqueue()
+    b = box.enqueue(after=[a], delay=10)
+
+    assert (box.info(b).state, box.info(b).due) == ("blocked", None)

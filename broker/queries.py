@@ -9,7 +9,7 @@ from msgspec import UNSET, Raw
 
 from broker.core.engine import Dispatch, Engine
 from broker.core.graph import name_of
-from broker.core.job import CANCELED, STATE_NAMES, Job
+from broker.core.job import CANCELED, SCHEDULED, STATE_NAMES, Job
 from broker.core.lanes import StoredTerms
 from broker.core.records import Record
 from broker.core.refusal import Refused, not_exist
@@ -237,7 +237,8 @@ def info_of_live(job: Job) -> JobInfo:
         attempt=job.attempt,
         max_attempts=terms.max_attempts,
         started=run.started if run is not None else None,
-        due=job.due,
+        # A blocked job may have one already: it may well be over before the job can start.
+        due=job.due if job.state is SCHEDULED else None,
         dependencies=job.dependencies,
         progress=UNSET if run is None or run.progress is None else run.progress,
     )

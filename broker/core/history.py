@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from heapq import heappop, heappush
+from graphlib import TopologicalSorter
+from itertools import chain
 
 import msgspec
 
@@ -69,7 +70,7 @@ class History:
         self._refuse_held(found)
         for id in found:
             self._remove(id)
-        return tuple(found)
+        return tuple(dict.fromkeys(ids))
 
     def retry(self, ids: Sequence[str], limits: Limits) -> tuple[str, ...]:
         """Make failed and canceled jobs live again, and what was canceled because of them.
@@ -82,8 +83,7 @@ class History:
             raise Refused("conflict", f"finished already: {listed(finished)}", finished)
         self._refuse_held(asked)
         revived = self._revivable(asked)
-        if len(self._life.jobs) + len(revived) > limits.max_jobs:
-            raise Refused("busy", f"at most {limits.max_jobs} jobs may be live")
+        self._life.check_room(len(revived), sum(len(record.args) for record in revived), limits)
         for record in revived:
             self._revive(record)
         return tuple(record.id for record in revived)
@@ -107,35 +107,38 @@ class History:
         """Give the records to revive, each after its dependencies; refuse if one of `asked` is
         not among them.
         """
-        # By seq: a job's dependencies are always settled before it comes up.
-        waiting = sorted((record.seq, record.id) for record in asked.values())
-        records = dict(asked)
+        candidates = self._with_canceled(asked)
+        # Not the order of seq: a job that was retried before has one higher than its dependents'.
+        sorter: TopologicalSorter[str] = TopologicalSorter()
+        for record in sorted(candidates.values(), key=lambda record: record.seq):
+            dependencies = map(name_of, _decode_dependencies(record.dependencies))
+            sorter.add(record.id, *[id for id in dependencies if id in candidates])
         revived: dict[str, Record] = {}
-        while waiting:
-            _, id = heappop(waiting)
-            record = records[id]
-            obstacle = self._obstacle(record, revived)
-            if obstacle is not None:
-                if id in asked:
-                    raise Refused("conflict", f"job {id}: {obstacle}", [id])
-                continue
-            revived[id] = record
-            for dependent in self._canceled_with(id):
-                if dependent.id not in records:
-                    records[dependent.id] = dependent
-                    heappush(waiting, (dependent.seq, dependent.id))
+        for id in sorter.static_order():
+            obstacle = self._obstacle(candidates[id], revived)
+            if obstacle is None:
+                revived[id] = candidates[id]
+            elif id in asked:
+                raise Refused("conflict", f"job {id}: {obstacle}", [id])
         return list(revived.values())
 
-    def _canceled_with(self, id: str) -> list[Record]:
-        """Give the dependents of `id` that were canceled for a dependency's sake."""
-        found = self.find(self._archive.dependents([id]).get(id, []))
-        return [
-            record
-            for record in found.values()
-            if record.state == CANCELED
-            and record.reason == "dependency"
-            and not self._life.graph.holds(record.id)
-        ]
+    def _with_canceled(self, asked: dict[str, Record]) -> dict[str, Record]:
+        """Give `asked`, and all that was canceled for their sake, through any depth."""
+        candidates = dict(asked)
+        latest = list(asked)
+        while latest:
+            dependents = chain.from_iterable(self._archive.dependents(latest).values())
+            found = self.find([id for id in dict.fromkeys(dependents) if id not in candidates])
+            canceled = {
+                id: record
+                for id, record in found.items()
+                if record.state == CANCELED
+                and record.reason == "dependency"
+                and not self._life.graph.holds(id)
+            }
+            candidates.update(canceled)
+            latest = list(canceled)
+        return candidates
 
     def _obstacle(self, record: Record, revived: dict[str, Record]) -> str | None:
         """Say which dependency keeps an ended job from running, if one does."""

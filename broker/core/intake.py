@@ -52,7 +52,8 @@ class Intake:
                     conflicts,
                 )
             doomed = self._check_dependencies(fresh)
-            self._check_bounds(fresh, limits)
+            args_bytes = sum([len(job.args) for job in fresh.values()])
+            life.check_room(len(fresh), args_bytes, limits)
         except Refused:
             for job in fresh.values():
                 life.lanes.may_be_unused(job.terms.lane)
@@ -119,19 +120,6 @@ class Intake:
                 "dependencies come first"
             )
         return f"job {job_id}: dependency {dependency_id} does not exist"
-
-    def _check_bounds(self, fresh: dict[str, Job], limits: Limits) -> None:
-        life = self._life
-        if len(life.jobs) + len(fresh) > limits.max_jobs:
-            raise Refused(
-                "busy", f"{len(life.jobs)} jobs are live, at most {limits.max_jobs} may be"
-            )
-        if life.args_bytes + sum([len(job.args) for job in fresh.values()]) > limits.max_bytes:
-            raise Refused(
-                "busy",
-                f"the args of live jobs take {life.args_bytes} bytes, "
-                f"at most {limits.max_bytes} may be",
-            )
 
     def _admit_doomed(self, job: Job, culprit: str) -> None:
         """Take in a job that is canceled in the same moment."""

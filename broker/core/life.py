@@ -21,7 +21,9 @@ from broker.core.job import (
     State,
 )
 from broker.core.lanes import Lanes
+from broker.core.limits import Limits
 from broker.core.records import Writes
+from broker.core.refusal import Refused
 from broker.core.timers import Timers
 from broker.core.waits import Waits
 from broker.core.workers import Pool, Worker
@@ -80,6 +82,21 @@ class Life:
         """Give the next number."""
         self._ticks += 1
         return self._ticks
+
+    def check_room(self, jobs: int, args_bytes: int, limits: Limits) -> None:
+        """Refuse if so many jobs, with so much in args, are more than there may be beside those
+        that are live.
+        """
+        if len(self.jobs) + jobs > limits.max_jobs:
+            raise Refused(
+                "busy", f"{len(self.jobs)} jobs are live, at most {limits.max_jobs} may be"
+            )
+        if self.args_bytes + args_bytes > limits.max_bytes:
+            raise Refused(
+                "busy",
+                f"the args of live jobs take {self.args_bytes} bytes, "
+                f"at most {limits.max_bytes} may be",
+            )
 
     def admit(self, job: Job, *, delayed: bool = True) -> None:
         """Take in a new job whose dependencies are live, or ended as its conditions want."""

@@ -85,7 +85,7 @@ class Service:
         pool = self._pool(message.channels, message.types)
         worker = Worker(origin, message.name, message.session, message.credit, pool)
         worker.last_seen = life.now
-        # Before those that it replaces leave, so that its pool is not dropped with the last of them.
+        # Before those that it replaces leave, so that their pool is not dropped if it is its own.
         crew.join(worker)
         life.moved[worker] = None
         if known is not None:

@@ -336,12 +336,8 @@ class Box:
         return [info.state for info in self.status(*ids)]
 
     def exists(self, id: str) -> bool:
-        try:
-            self.status(id)
-        except Denied as denied:
-            assert denied.code == "not_exist"
-            return False
-        return True
+        answer = self.ask(self._client, Status((id,))).answer
+        return not (isinstance(answer, Error) and answer.code == "not_exist")
 
     def list(self, **filters: Any) -> Pending:
         return self.demand(List(**filters))

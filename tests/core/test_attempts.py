@@ -1,6 +1,7 @@
 """Attempts: who may report one, what its failure leads to, how long it may take."""
 
 import sys
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -71,12 +72,13 @@ def test_only_the_worker_that_holds_an_attempt_can_report_it(box: Box) -> None:
     box.worker()
     other = box.worker()
 
-    for report in (
+    reports: list[Callable[[], object]] = [
         lambda: other.finish(job, attempt=1),
         lambda: other.fail(job, attempt=1),
         lambda: other.progress(job, 1, attempt=1),
         lambda: other.tell(Release((Claim(job, 1),))),
-    ):
+    ]
+    for report in reports:
         with pytest.raises(Denied, match="not_running"):
             report()
     assert box.state_of(job) == "running"
@@ -108,12 +110,13 @@ def test_report_of_a_canceled_job_is_refused_as_canceled(box: Box) -> None:
     worker = box.worker()
     box.cancel(job)
 
-    for report in (
+    reports: list[Callable[[], object]] = [
         lambda: worker.finish(job, attempt=1),
         lambda: worker.fail(job, attempt=1),
         lambda: worker.progress(job, 1, attempt=1),
-    ):
-        with pytest.raises(Denied, match="canceled: .* was canceled"):
+    ]
+    for report in reports:
+        with pytest.raises(Denied, match=r"canceled: .* was canceled"):
             report()
 
 

@@ -217,7 +217,7 @@ def test_unknown_dependency_refuses_the_whole_request_and_names_the_culprits(box
     nobody, noone = box.new_id(), box.new_id()
     bad, worse = box.spec(after=[good.id, nobody]), box.spec(after=[noone])
 
-    with pytest.raises(Denied, match=f"not_exist: .*dependency {nobody} does not exist") as denied:
+    with pytest.raises(Denied, match=rf"not_exist: .*dependency {nobody} does not exist") as denied:
         box.enqueue_all(good, bad, worse)
 
     assert denied.value.ids == [bad.id, worse.id, nobody, noone]
@@ -229,7 +229,7 @@ def test_dependency_that_stands_later_in_the_request_is_invalid(box: Box) -> Non
     last = box.spec()
     first = box.spec(after=[last.id])
 
-    with pytest.raises(Denied, match="invalid: .* stands later in the request") as denied:
+    with pytest.raises(Denied, match=r"invalid: .* stands later in the request") as denied:
         box.enqueue_all(first, last)
 
     assert denied.value.ids == [first.id]
@@ -240,7 +240,7 @@ def test_job_that_depends_on_itself_is_invalid(box: Box) -> None:
     spec = box.spec()
     spec.dependencies = (spec.id,)
 
-    with pytest.raises(Denied, match="invalid: .* depends on itself"):
+    with pytest.raises(Denied, match=r"invalid: .* depends on itself"):
         box.enqueue_all(spec)
 
 

@@ -1,5 +1,7 @@
 """Workers come, say again who they are, go silent, leave; and who of them gets a job."""
 
+from collections.abc import Callable
+
 import pytest
 
 from broker.core.limits import Limits
@@ -575,15 +577,16 @@ def test_worker_ops_without_hello_are_unsupported(box: Box) -> None:
     stranger.bye()
     token = (job, 2)
 
-    for say in (
+    sayings: list[Callable[[], object]] = [
         lambda: stranger.finish(job, attempt=1),
         lambda: stranger.fail(job, attempt=1),
         lambda: stranger.progress(job, 1, attempt=1),
         lambda: stranger.claim(job),
         lambda: stranger.inputs(job, attempt=1),
-        lambda: stranger.heartbeat(),
-        lambda: stranger.bye(),
-    ):
+        stranger.heartbeat,
+        stranger.bye,
+    ]
+    for say in sayings:
         with pytest.raises(Denied, match=r"unsupported: .* say hello first"):
             say()
     assert box.worker().tokens() == [token]
@@ -594,15 +597,16 @@ def test_client_ops_on_a_workers_connection_are_unsupported(box: Box) -> None:
     worker = box.worker(credit=0)
     as_worker = worker.connection
 
-    for request in (
+    requests: list[Callable[[], object]] = [
         lambda: box.status(job),
         lambda: box.cancel(job),
         lambda: box.retry(job),
         lambda: box.delete(job),
         lambda: box.wait(job),
-        lambda: box.list(),
-        lambda: box.enqueue(),
-    ):
+        box.list,
+        box.enqueue,
+    ]
+    for request in requests:
         with pytest.raises(Denied, match=r"unsupported: .* is for clients"):
             with box.speaking_as(as_worker):
                 request()

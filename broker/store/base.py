@@ -13,7 +13,12 @@ class StoreError(Exception):
 
 
 class Store(Archive, Protocol):
-    """Keeps jobs. One thread uses it at a time; every error it meets is a StoreError."""
+    """Keeps jobs. One thread uses it at a time; every error it meets is a StoreError.
+
+    Writes hold what the core's rules allow: ids are unique among all jobs, a new job's `seq` is
+    higher than all before, a job ends once, `removed` and `deferred` have no id in common. A store
+    need not find out if they do not.
+    """
 
     @property
     def last_seq(self) -> int:
@@ -23,7 +28,13 @@ class Store(Archive, Protocol):
         """Give all live jobs in the order of `seq`, once, at start."""
 
     def commit(self, writes: Writes) -> None:
-        """Make all of `writes` lasting, or nothing of it and raise StoreError."""
+        """Make all of `writes` lasting, or nothing of it and raise StoreError.
+
+        In this order: `removed`, `deferred`, `inserted`, `updated`, `ended`. After an error the
+        store stands where it stood before, and takes another commit or refuses it clearly. Whether
+        a commit that failed with an I/O error is on disk all the same shows when the store is
+        opened anew; nothing of it may have been acknowledged.
+        """
 
     def results(self, ids: Sequence[str]) -> dict[str, bytes]:
         """Give the results (JSON) of those of `ids` that are finished jobs."""

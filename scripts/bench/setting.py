@@ -28,6 +28,8 @@ class Sizes(Struct, frozen=True):
     crowd_types: int = 50
     crowd_jobs: int = 100_000
     idle_s: float = 10.0
+    slow_jobs: int = 2_000
+    """For peers that run some hundred jobs a second."""
     raw_jobs: int = 50_000
     raw_trips: int = 2_000
     syncs: int = 300
@@ -47,6 +49,7 @@ QUICK = Sizes(
     crowd_types=5,
     crowd_jobs=1_000,
     idle_s=0.5,
+    slow_jobs=50,
     raw_jobs=1_000,
     raw_trips=50,
     syncs=20,

@@ -16,7 +16,7 @@ from typing import Any
 from scripts.bench.processes import Say
 from scripts.bench.statistics import percentile
 from scripts.bench.workers import TYPE
-from worker_sdk import AsyncClient, Client, JobSpec
+from worker_sdk import AsyncClient, Client, JobSpec, WorkerSession
 
 ARGS = {"payload": "x" * 86}
 """100 bytes of JSON."""
@@ -164,6 +164,7 @@ def chain(say: Say, endpoint: str, jobs: int) -> None:
     """
     with Client(endpoint, timeout=TIMEOUT_S) as client:
         _warm_up(client)
+        used_before = _cpu_s()
         hold = JobSpec("held back", ARGS)
         specs = [JobSpec(TYPE, ARGS, dependencies=[hold])]
         for _ in range(jobs - 1):
@@ -174,12 +175,11 @@ def chain(say: Say, endpoint: str, jobs: int) -> None:
         first = client.status(specs[0].id)
         if first.started is None or last.finished is None:
             raise RuntimeError(f"the chain did not finish: {last}")
-        say({"seconds": (last.finished - first.started).total_seconds()})
+        cpu = {"client us": round((_cpu_s() - used_before) / jobs * 1e6, 2)}
+        say({"seconds": (last.finished - first.started).total_seconds(), "cpu": cpu})
 
 
 def _let_go(endpoint: str) -> None:
-    from worker_sdk import WorkerSession
-
     with WorkerSession(types=["held back"], endpoint=endpoint) as session:
         job = session.dequeue(timeout=TIMEOUT_S)
         if job is None:

@@ -296,7 +296,7 @@ class Agent:
     def _on_jobs(self, message: Jobs) -> None:
         if not self._introduced:
             return
-        if message.req is not UNSET:
+        if message.req is not UNSET and key_of(message):
             self._on_claimed(message)
             return
         held = self._held
@@ -309,11 +309,15 @@ class Agent:
 
     def _on_claimed(self, message: Jobs) -> None:
         """Take the answer to a claim; if nobody waits for it any more, hand the job back."""
-        taken = [assignment for assignment in message.jobs if self._take(assignment)]
-        if key_of(message) in self._pending:
-            self._on_reply(message)
-        else:
-            self.release(taken)
+        is_awaited = key_of(message) in self._pending
+        for assignment in message.jobs:
+            if self._take(assignment):
+                if not is_awaited:
+                    self.release([assignment])
+            elif is_awaited and self._held[assignment.id] == assignment:
+                # It was waiting in `ready`: now it is the claimer's.
+                self._held[assignment.id] = assignment
+        self._on_reply(message)
 
     def _take(self, assignment: Assignment) -> bool:
         """Hold an attempt, in place of an older one of the same job; false for a repetition."""
@@ -460,8 +464,9 @@ class Agent:
 
 
 def key_of(message: Reply | Welcome | WorkerRequest) -> bytes:
-    """The `req` of a message, b"" for none."""
-    return b"" if message.req is UNSET else bytes(message.req)
+    """The `req` of a message, b"" for none or null."""
+    key = b"" if message.req is UNSET else bytes(message.req)
+    return b"" if key == b"null" else key
 
 
 def len_of_value(step: Step) -> int:

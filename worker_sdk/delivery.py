@@ -120,16 +120,16 @@ class Delivery:
         batch = self._sent.pop(req, None)
         if batch is None:
             return False
-        culprits = frozenset(error.ids)
-        refused = [e for e in batch.endings if not culprits or e.id in culprits]
-        if error.code in _TRY_AGAIN:
-            self._postponed.extend(refused)
-            self.due = min(self.due, now + BUSY_RETRY_S)
-        else:
-            for ending in refused:
-                self._give_up(ending, error)
-        if culprits:
-            self._settle([e for e in batch.endings if e.id not in culprits])
+        codes = code_by_id(error)
+        for ending in batch.endings:
+            code = codes.get(ending.id) if error.ids else error.code
+            if code is None:
+                self._settle([ending])
+            elif code in _TRY_AGAIN:
+                self._postponed.append(ending)
+                self.due = min(self.due, now + BUSY_RETRY_S)
+            else:
+                self._give_up(ending, code, error.message)
         return True
 
     def take_back(self) -> None:
@@ -161,16 +161,16 @@ class Delivery:
         if self._again:
             self._again.difference_update(ending.id for ending in endings)
 
-    def _give_up(self, ending: Ending, error: Error) -> None:
-        arrived_before = error.code == "not_running" and ending.id in self._again
+    def _give_up(self, ending: Ending, code: str, message: str) -> None:
+        arrived_before = code == "not_running" and ending.id in self._again
         is_held = self._held.get(ending.id) is ending
         self._settle([ending])
         if not is_held or arrived_before:
             return
-        self.refused.append(Refused(ending, error.code, error.message))
-        if error.code not in _ATTEMPT_IS_OVER and isinstance(ending, Outcome):
+        self.refused.append(Refused(ending, code, message))
+        if code not in _ATTEMPT_IS_OVER and isinstance(ending, Outcome):
             # The attempt still runs as far as the broker knows, and this result will never do.
-            reason = f"the broker refused the result: {error.message}"
+            reason = f"the broker refused the result: {message}"
             self.fail(Failure(ending.id, ending.attempt, reason, retry=False))
 
     def _requeue(self, endings: Sequence[Ending]) -> None:
@@ -181,6 +181,11 @@ class Delivery:
                 self.finish(ending)
             else:
                 self.fail(ending)
+
+
+def code_by_id(error: Error) -> dict[str, str]:
+    """The code of each job that an error names: its own, if they are not all at fault alike."""
+    return dict(zip(error.ids, error.codes or [error.code] * len(error.ids), strict=False))
 
 
 def _outcome_bytes(outcome: Outcome) -> int:

@@ -25,7 +25,7 @@ from msgspec import UNSET, Raw
 
 from worker_sdk.agent import Agent, Link
 from worker_sdk.dealer import Dealer
-from worker_sdk.errors import ClientClosed, PointsmanError, TooLarge, from_wire
+from worker_sdk.errors import ClientClosed, PointsmanError, from_wire
 from worker_sdk.executors import Child, Ended, EventLoop
 from worker_sdk.handlers import Handler, Succeeded, Verdict, run, too_large
 from worker_sdk.job import Job
@@ -335,11 +335,6 @@ class Hands:
 
     def report(self, job: Job, value: bytes) -> None:
         """Pass progress on to the broker."""
-        limit_bytes = self._agent.message_limit_bytes
-        if len(value) + _ENVELOPE_BYTES > limit_bytes:
-            raise TooLarge(
-                f"progress of {len(value):,} bytes: the broker takes {limit_bytes:,} at most"
-            )
         with self._lock:
             self._agent.report(job._assignment, value)
             if not self._is_over:

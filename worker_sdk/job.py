@@ -9,12 +9,15 @@ from uuid import UUID
 from msgspec import Raw
 
 from worker_sdk.encoding import decode_value, encode_value
-from worker_sdk.errors import JobCanceled, PointsmanError
+from worker_sdk.errors import JobCanceled, PointsmanError, TooLarge
 from worker_sdk.ids import AnyId, as_text, as_uuid
 from worker_sdk.messages import Assignment
 
 INPUTS_PAGE_JOBS = 5_000
 """How many dependencies' results are asked for at a time."""
+
+PROGRESS_LIMIT_BYTES = 65_536
+"""The most that the broker takes of one report."""
 
 
 class JobRejected(PointsmanError):
@@ -101,7 +104,12 @@ class Job:
 
     def progress(self, value: Any) -> None:
         """Report how far the attempt has come: any JSON value; only the newest one is kept."""
-        self._desk.report(self, encode_value(value, "progress"))
+        encoded = encode_value(value, "progress")
+        if len(encoded) > PROGRESS_LIMIT_BYTES:
+            raise TooLarge(
+                f"progress of {len(encoded):,} bytes: {PROGRESS_LIMIT_BYTES:,} is the most"
+            )
+        self._desk.report(self, encoded)
 
     @property
     def canceled(self) -> bool:

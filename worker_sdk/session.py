@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from msgspec import UNSET, Raw
 
@@ -25,6 +25,7 @@ from worker_sdk.encoding import encode_value
 from worker_sdk.errors import (
     ClientClosed,
     JobCanceled,
+    JobNotReady,
     JobNotRunning,
     PointsmanError,
     TooLarge,
@@ -239,6 +240,8 @@ class WorkerSession:
         return job
 
     def _claim(self, id: str, deadline: float | None) -> SessionJob:
+        if id in self._jobs:
+            raise JobNotReady(f"job {id} is running, in this session", ids=[UUID(id)])
         reply = self._await_reply(self._agent.request(Claiming(id=id), monotonic()), deadline)
         if isinstance(reply, Error):
             raise from_wire(reply)
@@ -320,6 +323,8 @@ class WorkerSession:
 
     def _exchange(self) -> None:
         """Send all there is to send and take in all that came; with the lock held."""
+        if self._is_over:
+            return  # the socket is closed, or about to be
         agent = self._agent
         if not self._is_closed:
             agent.set_credit(self._credit())

@@ -246,6 +246,20 @@ def test_not_running_for_an_outcome_sent_once_is_a_refusal(play: Play) -> None:
     assert play.agent.settled
 
 
+def test_outcomes_of_one_message_may_be_refused_for_different_reasons(play: Play) -> None:
+    jobs = play.dispatch(A, B, C)
+    (finish,) = play.finish(*jobs)
+
+    codes = ("not_running", "canceled")
+    play.tell(Error(code=codes[0], message="", ids=(A, C), codes=codes, req=finish.req))
+
+    assert [(each.ending.id, each.code) for each in play.agent.refused] == [
+        (A, "not_running"),
+        (C, "canceled"),
+    ]
+    assert play.agent.settled
+
+
 def test_canceled_for_an_outcome_sent_before_is_a_refusal(play: Play) -> None:
     (job,) = play.dispatch(A)
     play.finish(job)
@@ -476,6 +490,19 @@ def test_a_request_is_sent_again_after_a_reconnect_until_answered(play: Play) ->
     assert isinstance(play.agent.replies[key], Jobs)
     assert play.ready() == []
     assert play.join() == []
+
+
+def test_a_claimed_job_that_was_waiting_already_is_the_claimers(play: Play) -> None:
+    play.dispatch(A)
+    key = play.agent.request(Claiming(id=A), play.now)
+    (claim,) = play.said()
+    job = Assignment(A, 1, "t")
+
+    play.tell(Jobs(jobs=(job,), req=claim.req))
+
+    assert key in play.agent.replies
+    assert play.agent.holds(job)
+    assert play.ready() == []
 
 
 def test_a_claimed_job_that_nobody_waits_for_any_more_is_handed_back(play: Play) -> None:

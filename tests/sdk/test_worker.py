@@ -392,8 +392,7 @@ def test_an_attempt_beyond_its_timeout_is_stopped(make: Make, pointsman_client: 
 
 
 def test_heartbeats_go_on_while_a_handler_computes() -> None:
-    settings = {"heartbeat_limit": 0.4}
-    with LocalBroker(**settings) as broker, Client(broker.endpoint) as client:
+    with LocalBroker(heartbeat_limit=0.4) as broker, Client(broker.endpoint) as client:
         worker = Worker(broker.endpoint, concurrency=1)
 
         @worker.job("t")
@@ -574,10 +573,9 @@ def test_mistakes_in_setting_up_a_worker_are_told() -> None:
         Worker(channels=[])
     with pytest.raises(RuntimeError, match="no handlers"):
         Worker().start()
+    worker.endpoint = "nonsense"
     with pytest.raises(ValueError, match="not an endpoint"):
-        bad = Worker("nonsense")
-        bad.add("t", lambda job: None)
-        bad.start()
+        worker.start()
 
 
 def test_run_raises_what_the_broker_refuses_the_worker_with(

@@ -1,0 +1,118 @@
+"""Handlers in processes of their own: results, inputs, progress, deaths, cancel."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from broker import LocalBroker
+from tests.sdk import process_handlers
+from worker_sdk import Client, JobFailed, JobStatus, Worker
+
+pytest_plugins = ["worker_sdk.testing"]
+
+WAIT_S = 20.0
+
+
+@pytest.fixture
+def client(pointsman_broker: LocalBroker, pointsman_client: Client) -> Iterator[Client]:
+    """A client, with a worker of one place that has all handlers there are."""
+    worker = Worker(concurrency=1, executor="process", grace=1)
+    for name in ("pid", "total", "hang", "hang_unimpressed", "leave", "crash", "reject"):
+        worker.add(name, getattr(process_handlers, name))
+    worker.add("broken_result", process_handlers.broken_result)
+    worker.add("number", lambda job: job.args, executor="thread")
+    with worker:
+        yield pointsman_client
+
+
+def until(look: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + WAIT_S
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"{what}: not within {WAIT_S} s"
+        time.sleep(0.01)
+    return found
+
+
+def status(client: Client, id: Any) -> JobStatus:
+    found = client.status(id)
+    assert isinstance(found, JobStatus)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_jobs_run_in_one_other_process_with_their_inputs(client: Client) -> None:
+    parts = [client.enqueue("number", n) for n in (1, 2, 3)]
+    total = client.enqueue("total", 10, dependencies=parts)
+    pids = {client.run("pid", wait_timeout=WAIT_S) for _ in range(2)}
+
+    assert client.result(total, timeout=WAIT_S) == 16
+    assert len(pids) == 1
+    assert pids != {os.getpid()}
+
+
+@pytest.mark.parametrize(
+    ("type", "said"),
+    [
+        ("leave", "ProcessDied: .* ended with exit code 7"),
+        ("crash", "ProcessDied: .* was killed by SIGKILL"),
+        ("broken_result", "NotEncodable: result is nan"),
+    ],
+)
+def test_a_process_that_dies_or_fails_fails_the_attempt_only(
+    client: Client, type: str, said: str
+) -> None:
+    with pytest.raises(JobFailed, match=said):
+        client.run(type, max_attempts=1, wait_timeout=WAIT_S)
+
+    assert client.run("pid", wait_timeout=WAIT_S) != os.getpid()
+
+
+def test_a_rejected_job_is_not_tried_again(client: Client) -> None:
+    id = client.enqueue("reject", backoff=0)
+
+    with pytest.raises(JobFailed, match="never again"):
+        client.result(id, timeout=WAIT_S)
+    assert status(client, id).attempt == 1
+
+
+@pytest.mark.parametrize("type", ["hang", "hang_unimpressed"])
+def test_a_canceled_job_is_killed_with_its_process(client: Client, type: str) -> None:
+    id = client.enqueue(type)
+    pid = until(lambda: status(client, id).progress, "the job runs")
+
+    client.cancel(id)
+
+    until(lambda: not is_alive(pid), "the process has ended")
+    assert client.run("pid", wait_timeout=WAIT_S) not in (pid, os.getpid())
+
+
+def test_an_attempt_beyond_its_timeout_is_killed(client: Client) -> None:
+    client.run("pid", wait_timeout=WAIT_S)
+    id = client.enqueue("hang", timeout=0.3, max_attempts=1)
+
+    with pytest.raises(JobFailed):
+        client.result(id, timeout=WAIT_S)
+    assert client.run("pid", wait_timeout=WAIT_S) != os.getpid()
+
+
+def test_the_process_ends_with_its_worker(
+    pointsman_broker: LocalBroker, pointsman_client: Client
+) -> None:
+    worker = Worker(concurrency=1, executor="process", grace=0.2)
+    worker.add("hang", process_handlers.hang)
+    with worker:
+        id = pointsman_client.enqueue("hang")
+        pid = until(lambda: status(pointsman_client, id).progress, "the job runs")
+
+    until(lambda: not is_alive(pid), "the process has ended")
+    assert status(pointsman_client, id).state == "ready"

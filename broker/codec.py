@@ -20,6 +20,9 @@ _JOB = msgspec.json.Decoder(NewJob)
 _encode = msgspec.json.Encoder().encode
 _CANONICAL_IDS = re.compile("(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})*").fullmatch
 _SHOWN_MOST = 100
+# What is echoed is kept while a request is open, and sent again with its answer: bytes.
+_ENVELOPE_MOST = 1024
+_REQ_MOST = 1024
 
 
 class Malformed(Exception):
@@ -58,6 +61,8 @@ def decode(frames: Sequence[bytes], message_limit: int) -> tuple[Origin, Message
         message = _REQUESTS.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(origin, _explain(payload, error)) from None
+    if message.req is not UNSET and len(message.req) > _REQ_MOST:
+        raise _malformed(origin, "invalid", f"req has more than {_REQ_MOST} bytes")
     if type(message) is Enqueue:
         _check_ids(origin, message)
     return origin, message
@@ -72,6 +77,10 @@ def _envelope(frames: Sequence[bytes]) -> Origin:
         why = "no empty frame before the protocol's"
         raise _malformed(nowhere_better, "invalid", f"{why}: {_SHAPE}") from None
     origin = tuple(frames[: empty + 1])
+    if sum(map(len, origin)) > _ENVELOPE_MOST:
+        raise _malformed(
+            nowhere_better, "invalid", f"frames before the empty one exceed {_ENVELOPE_MOST} bytes"
+        )
     if len(frames) != empty + 3:
         count = len(frames) - empty - 1
         raise _malformed(
@@ -131,7 +140,8 @@ def _explain(payload: bytes, error: Exception) -> Error:
         answer = _explain_jobs(outline.jobs, error)
     else:
         answer = Error("invalid", f"{op}: {error}")
-    answer.req = outline.req
+    if outline.req is UNSET or len(outline.req) <= _REQ_MOST:
+        answer.req = outline.req
     return answer
 
 

@@ -35,6 +35,7 @@ _encode = msgspec.json.Encoder().encode
 _SCANNED_MOST = 10_000  # jobs looked at for one page, whether or not they match
 _SCANNED_AT_A_TIME = 1_000
 _FULL_FROM_BYTES = 1_048_576
+_PAGE_FULL_BYTES = 4 * 1_048_576
 
 
 class Queries:
@@ -43,14 +44,14 @@ class Queries:
     def __init__(self, engine: Engine, store: Store, inputs_limit: int) -> None:
         self._engine = engine
         self._store = store
-        self._inputs_limit = inputs_limit
+        self.inputs_limit = inputs_limit
 
     def answer(self, request: Message) -> Message:
         """Give the answer to a request, an error if it must be refused."""
         try:
             answer = self._answer(request)
         except Refused as refused:
-            return Error(refused.code, refused.message, refused.ids, req=request.req)
+            return Error(refused.code, refused.message, refused.ids, refused.codes, req=request.req)
         answer.req = request.req
         return answer
 
@@ -100,14 +101,14 @@ class Queries:
             ids = tuple([name_of(dependency) for dependency in job.dependencies])
             assignment.dependencies = ids
             if job.terms.inputs:
-                inputs, complete = self._results(ids, self._inputs_limit)
+                inputs, complete = self._results(ids, self.inputs_limit)
                 assignment.inputs = inputs if complete else None
                 assignment.inputs_left_out = not complete
         return assignment
 
     def _some_results(self, ids: Sequence[str]) -> dict[str, Raw]:
         """Give results of `ids` from the first on, as many as one answer takes."""
-        limit = max(self._inputs_limit, self._engine.limits.max_message // 2)
+        limit = max(self.inputs_limit, self._engine.limits.max_message // 2)
         return self._results(ids, limit)[0]
 
     def _results(self, ids: Sequence[str], limit_bytes: int) -> tuple[dict[str, Raw], bool]:
@@ -167,12 +168,15 @@ class Queries:
                 known = ", ".join(STATE_NAMES)
                 raise Refused("invalid", f"list: state {state!r} is none of {known}")
         page: list[JobInfo] = []
-        place = request.after
-        for scanned, (place, info) in enumerate(self._walk(request.after), start=1):
+        last = request.after
+        size = 0
+        for scanned, (place, info) in enumerate(self._walk(request.after)):
+            if len(page) >= request.limit or scanned >= _SCANNED_MOST or size >= _PAGE_FULL_BYTES:
+                return Ok(jobs=tuple(page), after=last)
+            last = place
             if _matches(info, request, states):
                 page.append(info)
-            if len(page) >= request.limit or scanned >= _SCANNED_MOST:
-                return Ok(jobs=tuple(page), after=place)
+                size += _size_of_info(info)
         return Ok(jobs=tuple(page), after=None)
 
     def _walk(self, after: str | None) -> Iterator[tuple[str, JobInfo]]:
@@ -195,6 +199,12 @@ class Queries:
             if len(records) < _SCANNED_AT_A_TIME:
                 return
             before = records[-1][0]
+
+
+def _size_of_info(info: JobInfo) -> int:
+    """Give about how many bytes a job takes in an answer."""
+    result = 0 if info.result is UNSET else len(info.result)
+    return result + len(info.error or "") + 40 * len(info.dependencies) + 400
 
 
 def _size_of_edges(assignment: Assignment) -> int:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import fields
 
 import zmq
+from msgspec import UNSET
 
 from broker import __version__
 from broker.codec import FRAMES_MOST, Malformed, decode, encode
@@ -137,14 +138,20 @@ class Server:
         return True
 
     def _encode(self, message: Message) -> bytes:
-        """Give the JSON of a message; of an answer that is too large, that of an error instead."""
+        """Give the JSON of a message; of an answer that is too large, that of one that says so.
+
+        The bound is twice that of what comes in, so that whatever came in can be shown.
+        """
         payload = encode(message)
-        limit = self._engine.limits.max_message
-        if len(payload) > limit and isinstance(message, Ok):
-            self.faults["too_large"] += 1
-            text = f"the answer has {len(payload)} bytes, over the limit of {limit}: ask for less"
-            return encode(Error("too_large", text, req=message.req))
-        return payload
+        limit = 2 * self._engine.limits.max_message
+        if len(payload) <= limit or not isinstance(message, Ok):
+            return payload
+        self.faults["too_large"] += 1
+        if message.jobs is UNSET and message.ids is not UNSET:
+            # It was done: better a short answer than one that says no.
+            return encode(Ok(req=message.req))
+        text = f"the answer has {len(payload)} bytes, over the limit of {limit}: ask for less"
+        return encode(Error("too_large", text, req=message.req))
 
     # ---- the end, and what other threads may call ----
 
@@ -152,6 +159,7 @@ class Server:
         if self._reload_to is not None:
             self._config, self._reload_to = self._reload_to, None
             self._engine.limits = limits_of(self._config)
+            self._queries.inputs_limit = self._config.inputs_limit
         if self._leave_asked:
             return True
         if self._drain_asked and self._drain_until is None:

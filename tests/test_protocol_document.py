@@ -335,9 +335,9 @@ def test_too_large_a_message_is_refused_without_req(stage: Stage) -> None:
 def test_too_large_an_answer_is_refused_with_req(stage: Stage) -> None:
     job = f'{{"id":"{SOME_ID}","type":"add","args":"{"x" * 3000}"}}'
     ask(stage, "C", frames(f'{{"op":"enqueue","jobs":[{job}]}}'))
-    twice = f'"{SOME_ID}","{SOME_ID}"'
+    thrice = ",".join([f'"{SOME_ID}"'] * 3)
 
-    answer = ask(stage, "C", frames(f'{{"op":"status","req":1,"ids":[{twice}],"args":true}}'))
+    answer = ask(stage, "C", frames(f'{{"op":"status","req":1,"ids":[{thrice}],"args":true}}'))
 
     assert (answer["code"], answer["req"]) == ("too_large", 1)
 

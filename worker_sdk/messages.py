@@ -347,6 +347,8 @@ class Error(Message, tag="error"):
     message: str
     ids: tuple[str, ...] = ()
     """The jobs at fault, as far as the fault is one of certain jobs."""
+    codes: tuple[str, ...] = ()
+    """Where not all of `ids` are at fault in the same way: the code of each, `code` the first's."""
 
 
 class Welcome(Message, tag="welcome"):
@@ -379,9 +381,7 @@ class CancelRunning(Message, tag="cancel"):
 
 
 ClientRequest = Enqueue | Status | Wait | Cancel | Retry | Delete | List | Stats | Ping
-WorkerRequest = (
-    Hello | Finish | Fail | Release | Progress | Claiming | Inputs | Heartbeat | Bye
-)
+WorkerRequest = Hello | Finish | Fail | Release | Progress | Claiming | Inputs | Heartbeat | Bye
 Request = ClientRequest | WorkerRequest
 Reply = Ok | Error
 WorkerEvent = Welcome | Jobs | CancelRunning | Heartbeat | Ok | Error

@@ -285,17 +285,19 @@ class Engine:
             self._reply(origin, answer)
 
     def _finish(self, origin: Origin, message: Finish) -> None:
-        self._acknowledge(origin, message, self._service.finish(origin, message))
+        self._service.finish(origin, message)
+        self._acknowledge(origin, message)
 
     def _fail(self, origin: Origin, message: Fail) -> None:
-        self._acknowledge(origin, message, self._service.fail(origin, message))
+        self._service.fail(origin, message)
+        self._acknowledge(origin, message)
 
     def _release(self, origin: Origin, message: Release) -> None:
-        self._acknowledge(origin, message, self._service.release(origin, message))
+        self._service.release(origin, message)
+        self._acknowledge(origin, message)
 
     def _progress(self, origin: Origin, message: Progress) -> None:
-        for refused in self._service.progress(origin, message):
-            self._refuse(origin, message, refused)
+        self._service.progress(origin, message)
 
     def _claim(self, origin: Origin, message: Claiming) -> None:
         if self.draining:
@@ -324,19 +326,17 @@ class Engine:
 
     def _bye(self, origin: Origin, message: Bye) -> None:
         self._service.bye(origin, message)
-        self._acknowledge(origin, message, [])
+        self._acknowledge(origin, message)
 
-    def _acknowledge(self, origin: Origin, message: Message, refusals: list[Refused]) -> None:
-        for refused in refusals:
-            self._refuse(origin, message, refused)
-        if not refusals and message.req is not UNSET:
+    def _acknowledge(self, origin: Origin, message: Message) -> None:
+        if message.req is not UNSET:
             self._reply(origin, Ok(req=message.req))
 
     def _reply(self, origin: Origin, message: Message) -> None:
         self._effects.replies.append((origin, message))
 
     def _refuse(self, origin: Origin, message: Message, refused: Refused) -> None:
-        error = Error(refused.code, refused.message, refused.ids, req=message.req)
+        error = Error(refused.code, refused.message, refused.ids, refused.codes, req=message.req)
         self._reply(origin, error)
 
     # ---- giving out what is ready ----

@@ -23,7 +23,7 @@ class StoredTerms(msgspec.Struct, omit_defaults=True):
     """Terms as a store keeps them: the fields of NewJob of the same names."""
 
     priority: int = 0
-    delay: float = 0.0
+    delay: float | None = None
     timeout: float | None = None
     expires: float | None = None
     max_attempts: int = 3
@@ -48,7 +48,7 @@ def encode_terms(spec: NewJob | StoredTerms) -> bytes:
     return _encode_terms(
         StoredTerms(
             priority=spec.priority,
-            delay=spec.delay,
+            delay=spec.delay or None,
             timeout=spec.timeout,
             expires=spec.expires,
             max_attempts=spec.max_attempts,
@@ -144,7 +144,7 @@ class Lane:
         """Give the one Terms record for what `spec` asks for."""
         key = (
             spec.priority,
-            spec.delay,
+            spec.delay or 0.0,
             spec.timeout,
             spec.expires,
             spec.max_attempts,
@@ -167,7 +167,7 @@ class Lane:
             self,
             encode_terms(spec),
             priority=spec.priority,
-            delay=spec.delay,
+            delay=spec.delay or 0.0,
             timeout=spec.timeout,
             expires=spec.expires,
             max_attempts=spec.max_attempts,

@@ -6,13 +6,19 @@ from collections.abc import Sequence
 
 
 class Refused(Exception):
-    """A request is not carried out; `ids` are the jobs at fault, if the fault is one of jobs."""
+    """A request is not carried out; `ids` are the jobs at fault, if the fault is one of jobs.
 
-    def __init__(self, code: str, message: str, ids: Sequence[str] = ()) -> None:
+    If they are not all at fault in the same way, `codes` has the code of each.
+    """
+
+    def __init__(
+        self, code: str, message: str, ids: Sequence[str] = (), codes: Sequence[str] = ()
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.ids = tuple(ids)
+        self.codes = tuple(codes)
 
 
 _SHOWN_MOST = 5

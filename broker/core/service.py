@@ -33,6 +33,7 @@ from worker_sdk.messages import (
 )
 
 _ERROR_KEPT_MOST = 65_536  # characters of what a failed attempt says
+_PROGRESS_MOST = 65_536  # bytes of JSON
 _HEARTBEATS_PER_LIMIT = 4
 _LANES_MOST = 10_000  # that one worker may take jobs from
 
@@ -222,8 +223,8 @@ class Service:
 
     # ---- attempts ----
 
-    def finish(self, origin: Origin, message: Finish) -> list[Refused]:
-        """Record results; give the refusals, if any."""
+    def finish(self, origin: Origin, message: Finish) -> None:
+        """Record results; refuse what is not this worker's to finish, once the rest is done."""
         worker = self.worker(origin, "finish")
         running, end = worker.running, self._life.finish
         strays: list[Outcome | Failure | Claim] = []
@@ -234,10 +235,11 @@ class Service:
             else:
                 strays.append(one)
         self._set_credit(worker, message.credit)
-        return self._refuse(strays) if strays else []
+        if strays:
+            raise self._refusal(strays)
 
-    def fail(self, origin: Origin, message: Fail) -> list[Refused]:
-        """Record failures; give the refusals, if any."""
+    def fail(self, origin: Origin, message: Fail) -> None:
+        """Record failures; refuse what is not this worker's to fail, once the rest is done."""
         worker = self.worker(origin, "fail")
         strays: list[Outcome | Failure | Claim] = []
         for one in message.jobs:
@@ -247,10 +249,11 @@ class Service:
             else:
                 strays.append(one)
         self._set_credit(worker, message.credit)
-        return self._refuse(strays) if strays else []
+        if strays:
+            raise self._refusal(strays)
 
-    def release(self, origin: Origin, message: Release) -> list[Refused]:
-        """Take attempts back that were not run; give the refusals, if any."""
+    def release(self, origin: Origin, message: Release) -> None:
+        """Take attempts back that were not run; refuse the others, once that is done."""
         worker = self.worker(origin, "release")
         strays: list[Outcome | Failure | Claim] = []
         for one in reversed(message.jobs):
@@ -260,29 +263,34 @@ class Service:
             else:
                 strays.append(one)
         self._set_credit(worker, message.credit)
-        return self._refuse(strays) if strays else []
+        if strays:
+            raise self._refusal(strays)
 
-    def progress(self, origin: Origin, message: Progress) -> list[Refused]:
-        """Note how far attempts have come; give the refusals, if any."""
+    def progress(self, origin: Origin, message: Progress) -> None:
+        """Note how far attempts have come; refuse the others, once that is done."""
         worker = self.worker(origin, "progress")
         strays: list[Outcome | Failure | Claim] = []
         for one in message.jobs:
             job = worker.running.get(one.id)
+            if len(one.value) > _PROGRESS_MOST:
+                text = f"progress of {len(one.value)} bytes, more than {_PROGRESS_MOST}"
+                raise Refused("too_large", text, [one.id])
             if job is not None and job.run is not None and job.attempt == one.attempt:
                 # A copy: as it came, it would keep the whole message in memory.
                 job.run.progress = Raw(bytes(one.value))
             else:
                 strays.append(Claim(one.id, one.attempt))
-        return self._refuse(strays) if strays else []
+        if strays:
+            raise self._refusal(strays)
 
     def claim(self, origin: Origin, message: Claiming) -> Job:
         """Give the worker the one job it asks for."""
         worker = self.worker(origin, "claim")
         job = self._life.jobs.get(message.id)
         if job is None:
-            refusals = self._refuse([Claim(message.id, 1)])
-            if refusals[0].code != "not_running":
-                raise refusals[0]
+            refusal = self._refusal([Claim(message.id, 1)])
+            if refusal.code != "not_running":
+                raise refusal
             raise Refused("not_ready", f"job {message.id} has ended", [message.id])
         if job.state is not READY:
             state = STATE_NAMES[job.state]
@@ -296,33 +304,37 @@ class Service:
         """Refuse what is not for the worker: it gets results for attempts that it holds."""
         job = self.worker(origin, "inputs").running.get(message.id)
         if job is None or job.attempt != message.attempt:
-            raise self._refuse([Claim(message.id, message.attempt)])[0]
+            raise self._refusal([Claim(message.id, message.attempt)])
         strays = set(message.ids).difference(map(name_of, job.dependencies))
         if strays:
             wrong = [id for id in message.ids if id in strays]
             text = f"job {job.id} does not depend on {listed(wrong)}"
             raise Refused("invalid", text, wrong)
 
-    def _refuse(self, strays: Sequence[Outcome | Failure | Claim]) -> list[Refused]:
+    def _refusal(self, strays: Sequence[Outcome | Failure | Claim]) -> Refused:
         """Say of each attempt that is not the worker's running one what became of it."""
-        by_code: dict[str, list[str]] = {}
         ended = self._history.find([one.id for one in strays])
+        codes: dict[str, str] = {}
         for one in strays:
-            if one.id in self._life.jobs:
-                code = "not_running"
-            elif one.id not in ended:
+            record = ended.get(one.id)
+            if record is None and one.id not in self._life.jobs:
                 code = "not_exist"
+            elif record is not None and record.state == CANCELED:
+                code = "canceled"
             else:
-                code = "canceled" if ended[one.id].state == CANCELED else "not_running"
-            by_code.setdefault(code, []).append(one.id)
+                code = "not_running"
+            codes[one.id] = code
         said = {
             "not_running": "this attempt is not running on this worker",
             "not_exist": "does not exist",
             "canceled": "was canceled",
         }
-        return [
-            Refused(code, f"job {listed(ids)}: {said[code]}", ids) for code, ids in by_code.items()
-        ]
+        code, *others = dict.fromkeys(codes.values())
+        text = "; ".join(
+            f"job {listed([id for id in codes if codes[id] == each])}: {said[each]}"
+            for each in (code, *others)
+        )
+        return Refused(code, text, tuple(codes), tuple(codes.values()) if others else ())
 
     def _set_credit(self, worker: Worker, credit: int | None) -> None:
         if credit is not None and credit != worker.credit:

@@ -10,9 +10,9 @@ from msgspec import UNSET, Raw
 from broker.core.engine import Dispatch, Engine
 from broker.core.graph import name_of
 from broker.core.job import CANCELED, SCHEDULED, STATE_NAMES, Job
-from broker.core.lanes import StoredTerms
 from broker.core.records import Record
 from broker.core.refusal import Refused, not_exist
+from broker.core.terms import decode_terms
 from broker.store.base import Store
 from worker_sdk.messages import (
     Assignment,
@@ -30,7 +30,6 @@ from worker_sdk.messages import (
 )
 
 _decode_dependencies = msgspec.json.Decoder(tuple[str | Dependency, ...]).decode
-_decode_terms = msgspec.json.Decoder(StoredTerms).decode
 _encode = msgspec.json.Encoder().encode
 _SCANNED_MOST = 10_000  # jobs looked at for one page, whether or not they match
 _SCANNED_AT_A_TIME = 1_000
@@ -170,7 +169,7 @@ class Queries:
         page: list[JobInfo] = []
         last = request.after
         size = 0
-        for scanned, (place, info) in enumerate(self._walk(request.after)):
+        for scanned, (place, info) in enumerate(self._walk(request)):
             if len(page) >= request.limit or scanned >= _SCANNED_MOST or size >= _PAGE_FULL_BYTES:
                 return Ok(jobs=tuple(page), after=last)
             last = place
@@ -179,26 +178,32 @@ class Queries:
                 size += _size_of_info(info)
         return Ok(jobs=tuple(page), after=None)
 
-    def _walk(self, after: str | None) -> Iterator[tuple[str, JobInfo]]:
-        """Give all jobs from the place `after` on, each with its own place."""
-        part, before = _place(after)
+    def _walk(self, request: List) -> Iterator[tuple[str, JobInfo]]:
+        """Give all jobs from the place `after` on, each with its own place.
+
+        They are read as many at a time as the page takes, then more and more: few may match.
+        """
+        part, before = _place(request.after)
+        some = min(request.limit + 1, _SCANNED_AT_A_TIME)
         jobs = self._engine.life.jobs
         while part == "live":
-            page = self._store.live_page(before, _SCANNED_AT_A_TIME)
+            page = self._store.live_page(before, some)
             for seq, id in page:
                 if id in jobs:
                     yield f"live:{seq}", info_of_live(jobs[id])
-            if len(page) < _SCANNED_AT_A_TIME:
+            if len(page) < some:
                 part, before = "ended", None
             else:
                 before = page[-1][0]
+                some = min(2 * some, _SCANNED_AT_A_TIME)
         while True:
-            records = self._store.ended_page(before, _SCANNED_AT_A_TIME)
+            records = self._store.ended_page(before, some)
             for place, record in records:
                 yield f"ended:{place}", info_of_ended(record)
-            if len(records) < _SCANNED_AT_A_TIME:
+            if len(records) < some:
                 return
             before = records[-1][0]
+            some = min(2 * some, _SCANNED_AT_A_TIME)
 
 
 def _size_of_info(info: JobInfo) -> int:
@@ -256,7 +261,7 @@ def info_of_live(job: Job) -> JobInfo:
 
 def info_of_ended(record: Record) -> JobInfo:
     """Show an ended job."""
-    terms = _decode_terms(record.terms)
+    terms = decode_terms(record.terms)
     canceled = record.state == CANCELED
     return JobInfo(
         id=record.id,

@@ -65,12 +65,12 @@ class Worker:
 class Pool:
     """The workers that take jobs from the same lanes.
 
-    It finds the best head among its lanes in O(log lanes), and the least loaded worker that has
-    credit left in O(1). Work for a job thus depends on the number of pools that share a lane,
-    not on that of workers or lanes.
+    It finds the best head among its lanes, and the least loaded worker that has credit left, in
+    O(log n). Work for a job thus depends on the number of pools that share a lane, hardly on that
+    of workers or lanes.
     """
 
-    __slots__ = ("_backlog", "_free", "_levels", "_lowest", "_room", "key", "lanes", "size")
+    __slots__ = ("_backlog", "_free", "_levels", "_loads", "_room", "key", "lanes", "size")
 
     def __init__(self, key: tuple[frozenset[str], frozenset[str]], lanes: list[Lane]) -> None:
         # Channels and types.
@@ -82,9 +82,9 @@ class Pool:
         self._free = 0
         self._room = 0
         # Those, by the number of jobs they hold; within a level, whoever came to it first.
-        self._levels: list[OrderedDict[Worker, None]] = []
-        # No level below this one has a worker.
-        self._lowest = 0
+        self._levels: dict[int, OrderedDict[Worker, None]] = {}
+        # The keys of _levels as a heap: empty levels go when they come up.
+        self._loads: list[int] = []
         # (-priority, order, lane) for each lane with ready jobs, at or before its head's true key:
         # a head that is gone is corrected when its entry comes up.
         self._backlog: list[tuple[int, int, Lane]] = []
@@ -100,10 +100,10 @@ class Pool:
             self._leave(worker)
             worker.level = level
             if level != _NOT_FREE:
-                while len(self._levels) <= level:
-                    self._levels.append(OrderedDict())
+                if level not in self._levels:
+                    self._levels[level] = OrderedDict()
+                    heappush(self._loads, level)
                 self._levels[level][worker] = None
-                self._lowest = min(self._lowest, level)
                 self._free += 1
         return level != _NOT_FREE
 
@@ -117,11 +117,11 @@ class Pool:
 
     def least_loaded(self) -> Worker | None:
         """Give the worker with credit left that holds the fewest jobs."""
-        if self._free:
-            for level in range(self._lowest, len(self._levels)):
-                if self._levels[level]:
-                    self._lowest = level
-                    return next(iter(self._levels[level]))
+        while self._free:
+            workers = self._levels[self._loads[0]]
+            if workers:
+                return next(iter(workers))
+            del self._levels[heappop(self._loads)]
         return None
 
     def announce(self, lane: Lane, head: Job) -> None:

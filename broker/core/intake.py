@@ -7,11 +7,11 @@ import msgspec
 from broker.core.graph import condition_holds, each_once, name_of
 from broker.core.history import History
 from broker.core.job import CANCELED, Job, Outcome
-from broker.core.lanes import encode_terms
 from broker.core.life import Life
 from broker.core.limits import Limits
 from broker.core.records import Record
 from broker.core.refusal import Refused, listed
+from broker.core.terms import encode_terms
 from worker_sdk.messages import Dependency, Enqueue, NewJob
 
 _Dependencies = tuple[str | Dependency, ...]

@@ -7,55 +7,15 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from broker.core.job import READY, Job, Terms
-from worker_sdk.messages import Backoff, NewJob
+from broker.core.terms import StoredTerms, backoff_of, decode_terms, encode_terms
+from worker_sdk.messages import NewJob
 
 if TYPE_CHECKING:
     from broker.core.workers import Pool
 
 _TERMS_CACHED_MOST = 1000
 _SWEEP_FROM = 64
-
-
-class StoredTerms(msgspec.Struct, omit_defaults=True):
-    """Terms as a store keeps them: the fields of NewJob of the same names."""
-
-    priority: int = 0
-    delay: float | None = None
-    timeout: float | None = None
-    expires: float | None = None
-    max_attempts: int = 3
-    backoff: Backoff | float | None = None
-    inputs: bool = True
-
-
-_decode_terms = msgspec.json.Decoder(StoredTerms).decode
-_encode_terms = msgspec.json.Encoder().encode
-_DEFAULT_BACKOFF = Backoff()
-
-
-def _backoff(spec: NewJob | StoredTerms) -> Backoff:
-    if spec.backoff is None:
-        return _DEFAULT_BACKOFF
-    return spec.backoff if isinstance(spec.backoff, Backoff) else Backoff(first=spec.backoff)
-
-
-def encode_terms(spec: NewJob | StoredTerms) -> bytes:
-    """Give the terms that `spec` asks for in the form that a store keeps, the same for the same."""
-    backoff = _backoff(spec)
-    return _encode_terms(
-        StoredTerms(
-            priority=spec.priority,
-            delay=spec.delay or None,
-            timeout=spec.timeout,
-            expires=spec.expires,
-            max_attempts=spec.max_attempts,
-            backoff=None if backoff == _DEFAULT_BACKOFF else backoff,
-            inputs=spec.inputs,
-        )
-    )
 
 
 class Lane:
@@ -160,7 +120,7 @@ class Lane:
 
     def terms_from_store(self, encoded: bytes) -> Terms:
         """Give the Terms that a store kept as `encoded`."""
-        return self.terms(_decode_terms(encoded))
+        return self.terms(decode_terms(encoded))
 
     def _new_terms(self, spec: NewJob | StoredTerms) -> Terms:
         return Terms(
@@ -171,7 +131,7 @@ class Lane:
             timeout=spec.timeout,
             expires=spec.expires,
             max_attempts=spec.max_attempts,
-            backoff=_backoff(spec),
+            backoff=backoff_of(spec),
             inputs=spec.inputs,
         )
 

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from broker.core.lanes import Lane, StoredTerms
+from broker.core.lanes import Lane
+from broker.core.terms import StoredTerms
 from tests.core.box import Box, BoxWorker
 from tests.core.invariants import check_empty
 

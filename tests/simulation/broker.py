@@ -125,7 +125,7 @@ class BrokerHost:
         self.world.after(self._dice.uniform(0, 2), full, False)
 
     def _step_clock(self, sign: int) -> None:
-        step = sign * 10 ** self._dice.uniform(-2, 4)
+        step = sign * 10 ** self._dice.uniform(-2, 2)
         self.world.tell(f"the wall clock steps by {step:.2f} s")
         self.world.offset += step
 

@@ -127,7 +127,7 @@ class SimClient:
             exchange.sent(call, world.now)
         due = exchange.next_due()
         if due is not None and due < self._tick_at:
-            self._tick_at = max(due, world.now)
+            self._tick_at = due if due > world.now else world.now + 1e-6
             world.at(self._tick_at, self._tick, self._tick_at)
 
     def _tick(self, at: float) -> None:

@@ -21,8 +21,6 @@ class Crew:
         self.network = network
         self.ledger = ledger
         self.workers: dict[int, SimWorker] = {}
-        # Jobs whose outcomes may have been sent twice.
-        self.repeated: set[str] = set()
         self._dice = world.dice("crew")
         self._lives = 0
         for place in range(world.plan.workers):

@@ -28,12 +28,21 @@ class Ledger:
         self.ends: dict[str, tuple[str, object]] = {}
         # Tokens that some worker was given.
         self.tokens: set[tuple[str, int]] = set()
-        self.canceled: set[str] = set()
-        self.failed_attempts: dict[str, int] = {}
+        # Whom each job depends on.
+        self.dependencies: dict[str, set[str]] = {}
 
     def is_open(self, id: str) -> bool:
         """Whether the job may have begun a new life, in which all is to come again."""
-        return id in self.may_be_retried or self._may_be_new(id)
+        # What was canceled with a job is revived with it.
+        line = [id]
+        seen = set(line)
+        for one in line:
+            if one in self.may_be_retried or self._may_be_new(one):
+                return True
+            new = self.dependencies.get(one, set()) - seen
+            seen |= new
+            line += new
+        return False
 
     def _may_be_new(self, id: str) -> bool:
         # What was forgotten can be enqueued again, also by a client that had no answer.
@@ -52,11 +61,11 @@ class Ledger:
 
     def ended(self, id: str, state: str, what: object) -> None:
         """Somebody was told how a job ended."""
-        if self.is_open(id):
-            return
         first = self.ends.setdefault(id, (state, what))
         if first != (state, what):
-            raise Violation(f"{id} ended as {first}, and later as {(state, what)}")
+            if not self.is_open(id):
+                raise Violation(f"{id} ended as {first}, and later as {(state, what)}")
+            self.ends[id] = (state, what)
 
     def missing(self, ids: list[str]) -> None:
         """A client was told that these do not exist."""
@@ -66,9 +75,9 @@ class Ledger:
 
     def canceled_by_request(self, id: str) -> None:
         """A client was told that its cancel ended a job."""
-        self.ended(id, "canceled", "request")
-        if not self.is_open(id):
-            self.canceled.add(id)
+        state, what = self.ends.get(id, ("canceled", None))
+        if state != "canceled":
+            self.ended(id, "canceled", what)
 
     # ---- what workers saw --------------------------------------------------------------------
 
@@ -82,9 +91,9 @@ class Ledger:
         for dependency, result in (assignment.inputs or {}).items():
             self.ended(dependency, "finished", json.dumps(json.loads(bytes(result)), sort_keys=True))
 
-    def confirmed(self, id: str, result: bytes | None, error: str | None, final: bool) -> None:
-        """The broker confirmed an outcome."""
-        if result is not None:
-            self.ended(id, "finished", json.dumps(json.loads(result), sort_keys=True))
-        elif final:
+    def confirmed(self, id: str, result: bytes | None, error: str | None = None) -> None:
+        """The broker has confirmed an outcome that ends a job."""
+        if result is None:
             self.ended(id, "failed", error)
+        else:
+            self.ended(id, "finished", json.dumps(json.loads(result), sort_keys=True))

@@ -31,18 +31,23 @@ class Model(Rules):
         commands = [*self._postponed, *commands]
         self._postponed = []
         for origin, message in commands:
-            try:
-                HANDLERS[type(message)](self, origin, message)
-            except Refuse as refused:
-                refused.error.req = message.req
-                self.answers.append((origin, refused.error))
+            self._carry_out(HANDLERS[type(message)], origin, message)
         self._lose_silent()
+        for origin, message in self._claims:
+            self._carry_out(Model._grant, origin, message)
         self._check_writes(seen.writes)
         if not self.draining:
             self._give_out(seen)
         for (origin, reason), ids in self.stops.items():
             self.answers.append((origin, m.CancelRunning(tuple(ids), reason)))
         self.reads += self.over
+
+    def _carry_out(self, do: Handler, origin: Origin, message: Any) -> None:
+        try:
+            do(self, origin, message)
+        except Refuse as refused:
+            refused.error.req = message.req
+            self.answers.append((origin, refused.error))
 
     # ---- clients -----------------------------------------------------------------------------
 
@@ -117,12 +122,11 @@ class Model(Rules):
     def cancel(self, origin: Origin, message: m.Cancel) -> None:
         self._client(origin)
         self._known(message.ids)
-        canceled = []
-        for id in message.ids:
+        live = tuple(id for id in dict.fromkeys(message.ids) if id in self.live)
+        for id in live:
             if id in self.live:
                 self._cancel(self.live[id], "request")
-                canceled.append(id)
-        self._ok(origin, message, ids=tuple(canceled))
+        self._ok(origin, message, ids=live)
 
     def retry(self, origin: Origin, message: m.Retry) -> None:
         self._client(origin)
@@ -138,33 +142,41 @@ class Model(Rules):
         if needed:
             raise Refuse("conflict", needed)
         revived = self._revivable(asked)
-        if len(self.live) + len(revived) > self.limits.max_jobs:
+        stuck = [id for id in asked if id not in revived]
+        if stuck:
+            raise Refuse("conflict", ["any of", *stuck])
+        size = sum(len(job.spec.args) for job in [*self.live.values(), *revived.values()])
+        if len(self.live) + len(revived) > self.limits.max_jobs or size > self.limits.max_bytes:
             raise Refuse("busy")
+        # In the core's order, which must be one of dependencies first to come to the same.
+        ids = sorted(revived, key=lambda id: self._seen_seqs.get(id, 0))
+        for id in ids:
+            self._forget(revived[id])
         self.reviving = True
-        for job in revived:
-            self._forget(job)
-            self._admit(job.spec, job.attempt)
+        for id in ids:
+            self._admit(revived[id].spec, revived[id].attempt)
         self.reviving = False
-        self._ok(origin, message, ids=tuple(job.id for job in revived))
+        self._ok(origin, message, ids=tuple(ids))
 
-    def _revivable(self, asked: list[str]) -> list[MJob]:
-        """Those asked for, and what was canceled because of them, dependencies first."""
-        waiting = {id: self.jobs[id] for id in asked}
+    def _revivable(self, asked: list[str]) -> dict[str, MJob]:
+        """Those asked for and what was canceled because of them, as far as they can run."""
+        candidates = {id: self.jobs[id] for id in asked}
+        for job in candidates.values():
+            new = [self.jobs[id] for id in self.dependents.get(job.id, ()) if id in self.ended]
+            for other in new:
+                if other.reason == "dependency" and not self._is_needed(other.id):
+                    if other.id not in candidates:
+                        return self._revivable([*candidates, other.id])
         revived: dict[str, MJob] = {}
-        while waiting:
-            job = min(waiting.values(), key=lambda job: job.seq)
-            del waiting[job.id]
-            if not all(self._may_hold(job, id, revived) for id in job.conditions):
-                if job.id in asked:
-                    raise Refuse("conflict", [job.id])
-                continue
-            revived[job.id] = job
-            for id in self.dependents.get(job.id, ()):
-                other = self.jobs[id]
-                if other.reason == "dependency" and id not in revived and id in self.ended:
-                    if not self._is_needed(id):
-                        waiting[id] = other
-        return list(revived.values())
+        while True:
+            more = {
+                id: job
+                for id, job in candidates.items()
+                if id not in revived and all(self._may_hold(job, on, revived) for on in job.conditions)
+            }
+            if not more:
+                return revived
+            revived |= more
 
     def _may_hold(self, job: MJob, id: str, revived: dict[str, MJob]) -> bool:
         other = self.jobs.get(id)
@@ -274,12 +286,13 @@ class Model(Rules):
                 self._give_back(job)
         if not isinstance(message, m.Progress) and message.credit is not None:
             worker.credit = message.credit
-        codes: dict[str, list[str]] = {}
-        for id in strays:
-            codes.setdefault(self._why_not(id), []).append(id)
-        for code, ids in codes.items():
-            self.answers.append((origin, m.Error(code, "", tuple(ids), req=message.req)))
-        if not strays and message.req is not m.UNSET and not isinstance(message, m.Progress):
+        if strays:
+            codes = {id: self._why_not(id) for id in strays}
+            first = next(iter(codes.values()))
+            several = tuple(codes.values()) if len(set(codes.values())) > 1 else ()
+            error = m.Error(first, "", tuple(codes), several, req=message.req)
+            self.answers.append((origin, error))
+        elif message.req is not m.UNSET and not isinstance(message, m.Progress):
             self._ok(origin, message)
 
     def _why_not(self, id: str) -> str:
@@ -305,6 +318,10 @@ class Model(Rules):
     def claim(self, origin: Origin, message: m.Claiming) -> None:
         if self.draining:
             raise Refuse("busy")
+        self._worker(origin)
+        self._claims.append((origin, message))
+
+    def _grant(self, origin: Origin, message: m.Claiming) -> None:
         worker = self._worker(origin)
         job = self.jobs.get(message.id)
         if job is None:
@@ -402,7 +419,7 @@ class Model(Rules):
         order += sorted(ended, key=lambda entry: -entry[1])
         states = (request.state,) if isinstance(request.state, str) else request.state
         found = []
-        for part, at, job in order:
+        for number, (part, at, job) in enumerate(order, start=1):
             if (
                 (states is None or job.state in states)
                 and request.type in (None, job.spec.type)
@@ -412,7 +429,7 @@ class Model(Rules):
                 and (request.until is None or job.queued < request.until)
             ):
                 found.append(self.info(job))
-            if len(found) == request.limit:
+            if len(found) == request.limit and number < len(order):
                 self.page_end = (part, at)
                 return m.Ok(jobs=tuple(found), after="there is more", req=request.req)
         return m.Ok(jobs=tuple(found), after=None, req=request.req)
@@ -459,7 +476,8 @@ def content_of(spec: m.NewJob) -> object:
     )
 
 
-HANDLERS: dict[type, Callable[[Model, Origin, Any], None]] = {
+Handler = Callable[[Model, Origin, Any], None]
+HANDLERS: dict[type, Handler] = {
     m.Enqueue: Model.enqueue,
     m.Wait: Model.wait,
     m.Cancel: Model.cancel,

@@ -144,6 +144,7 @@ class Rules:
         self.stops: dict[tuple[Origin, str], list[str]] = {}
         self.claimed: list[tuple[Origin, m.Raw | m.UnsetType, str, int]] = []
         self.silent: list[MWorker] = []
+        self._claims: list[tuple[Origin, m.Claiming]] = []
         self.new: list[str] = []
         self.just_ended: dict[str, MJob] = {}
         self.gone: list[str] = []

@@ -64,7 +64,12 @@ def run(plan: Plan, *, tell: bool = False) -> Report:
             host.is_over = True
         elif world.now >= until:
             left = {id: job.state for id, job in model.live.items()}
-            raise Violation(f"not at its end {_PATIENCE_S:g} s after the last fault: {left}")
+            hands = [each.hands() for each in crew.workers.values() if not each.is_settled]
+            waits = [client for client in workload.clients if client.open]
+            raise Violation(
+                f"not at its end {_PATIENCE_S:g} s after the last fault: "
+                f"live {left}, in hands {hands}, unanswered {waits}"
+            )
         else:
             world.after(0.5, look, until)
 

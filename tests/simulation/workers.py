@@ -6,14 +6,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import UNSET
 
 from tests.simulation.network import Connection, Frames
 from tests.simulation.plan import NEVER
 from tests.simulation.violation import Violation
 from worker_sdk.agent import Agent, Link
-from worker_sdk.delivery import Ending
 from worker_sdk.encoding import pack, unpack_worker_event
-from worker_sdk.messages import Assignment, Claiming, Error, Inputs, Jobs, Ok, Outcome
+from worker_sdk.messages import Assignment, Claiming, Error, Fail, Finish, Inputs, Jobs, Ok
 from worker_sdk.workload import Workload
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class SimWorker:
         self.is_gone = False
         self.is_leaving = False
         self.paused_until = 0.0
-        # What comes while it is paused, and what its handlers do meanwhile.
+        self._connection_before: Connection | None = None
+        # What comes while it is paused.
         self._backlog: list[Frames] = []
         # Handlers that run: the assignment's id and attempt -> whether it counts as a place.
         self._running: dict[tuple[str, int], bool] = {}
@@ -63,11 +64,16 @@ class SimWorker:
         # Requests for what a dispatch left out: key -> (assignment, what is there already).
         self._asked: dict[bytes, tuple[Assignment, set[str]]] = {}
         self._claims: set[bytes] = set()
-        self._unconfirmed: list[tuple[Ending, bool]] = []
+        # Outcomes that were sent, by the `req` of their message.
+        self._sent: dict[bytes, Finish | Fail] = {}
         self._tick_at = NEVER
 
     def __repr__(self) -> str:
         return self.name
+
+    def hands(self) -> str:
+        """What is left in its hands, for people."""
+        return f"{self.name} {self.agent.link.value}: {list(self.agent._held)}, {self._running}"
 
     @property
     def is_settled(self) -> bool:
@@ -89,8 +95,24 @@ class SimWorker:
         if self.is_paused:
             self._backlog.append(frames)
         elif not self.is_gone:
-            self.agent.receive(unpack_worker_event(frames), self.world.now)
+            self._receive(frames)
             self.act()
+
+    def _receive(self, frames: Frames) -> None:
+        message = unpack_worker_event(frames)
+        if isinstance(message, Ok) and message.req is not UNSET:
+            self._confirmed(self._sent.pop(bytes(message.req), None))
+        self.agent.receive(message, self.world.now)
+
+    def _confirmed(self, outcomes: Finish | Fail | None) -> None:
+        """The broker has said that it has these."""
+        if isinstance(outcomes, Finish):
+            for outcome in outcomes.jobs:
+                self.ledger.confirmed(outcome.id, bytes(outcome.result))
+        elif outcomes is not None:
+            for failure in outcomes.jobs:
+                if not failure.retry:
+                    self.ledger.confirmed(failure.id, None, failure.error)
 
     # ---- what it does ------------------------------------------------------------------------
 
@@ -115,15 +137,15 @@ class SimWorker:
             agent.tick(now)
             if agent.link is Link.AWAY and not agent.reconnect:
                 break
-        if self._unconfirmed:
-            self._look_for_confirmations()
+        agent.refused.clear()
         if agent.fault is not None:
             raise Violation(f"{self} is refused for good: {agent.fault}")
         if agent.link is Link.LEFT:
             self.crew.left(self)
         due = min(agent.next_due(), workload.next_due())
         if due < self._tick_at:
-            self._tick_at = max(due, now)
+            # Real clocks go on by themselves.
+            self._tick_at = due if due > now else now + 1e-6
             self.world.at(self._tick_at, self._tick, self._tick_at)
 
     def _tick(self, at: float) -> None:
@@ -138,6 +160,8 @@ class SimWorker:
             return
         for message in outbox:
             frames = pack(message)
+            if isinstance(message, Finish | Fail) and message.req is not UNSET:
+                self._sent[bytes(message.req)] = message
             if self.world.story is not None:
                 self.world.tell(f"{self} -> broker: {frames[-1].decode()}")
             if self.connection is not None:
@@ -227,37 +251,12 @@ class SimWorker:
             self.workload.stuck -= takes_place
         script = _decode_script(assignment.args)
         result = b'{"of":"%s","attempt":%d}' % (assignment.id.encode(), assignment.attempt)
-        ending: Ending | None
         final = script.does == "final"
         if script.does == "fail" or final or assignment.attempt <= script.fails:
-            ending = agent.fail(assignment, f"failed in {assignment.attempt}", retry=not final)
+            agent.fail(assignment, f"failed in {assignment.attempt}", retry=not final)
         else:
-            ending = agent.finish(assignment, result)
-        if ending is not None:
-            self._unconfirmed.append((ending, final))
+            agent.finish(assignment, result)
         self.act()
-
-    def _look_for_confirmations(self) -> None:
-        agent = self.agent
-        refused = [each.ending for each in agent.refused]
-        agent.refused.clear()
-        left = []
-        for ending, final in self._unconfirmed:
-            if agent.awaits(ending):
-                left.append((ending, final))
-            elif not any(ending is each for each in refused) and not self._may_be_stale(ending):
-                if isinstance(ending, Outcome):
-                    self.ledger.confirmed(ending.id, bytes(ending.result), None, True)
-                else:
-                    self.ledger.confirmed(ending.id, None, ending.error, final)
-        self._unconfirmed = left
-
-    def _may_be_stale(self, ending: Ending) -> bool:
-        """Whether the outcome was sent twice, or gave way to a newer attempt: then its silent
-        end may mean that another one was taken."""
-        return ending.id in self.crew.repeated or (ending.id, ending.attempt + 1) in (
-            self.ledger.tokens
-        )
 
     # ---- faults and ends ---------------------------------------------------------------------
 
@@ -271,19 +270,20 @@ class SimWorker:
         if not self.is_paused:
             self.world.tell(f"{self} stands still for {seconds:.2f} s")
             self.paused_until = self.world.now + seconds
-            self.world.at(self.paused_until, self._resume, self.connection)
+            self._connection_before = self.connection
+            self.world.at(self.paused_until, self._resume)
 
-    def _resume(self, connection: Connection | None) -> None:
+    def _resume(self) -> None:
         if self.is_gone or self.is_paused:
             return
         now = self.world.now
-        if self.connection is not connection:
+        if self.connection is not self._connection_before:
             self.agent.disconnected()
             if self.connection is not None:
                 self.agent.connected(now)
         backlog, self._backlog = self._backlog, []
         for frames in backlog:
-            self.agent.receive(unpack_worker_event(frames), now)
+            self._receive(frames)
         self.act()
 
     def claim(self, id: str) -> None:
@@ -317,4 +317,4 @@ class SimWorker:
             self.world.after(0.0, partial(self._end, assignment, began))
         if self.is_paused:
             self.paused_until = self.world.now
-            self.world.after(0.0, self._resume, None)
+            self.world.after(0.0, self._resume)

@@ -103,6 +103,9 @@ class Workload:
         channel = CHANNELS[dice.random() < 0.2]
         id = self._new_id(dice)
         self.world.name(str(id))
+        self.ledger.dependencies[str(id)] = {
+            str(each.id if isinstance(each, Dependency) else each) for each in dependencies
+        }
         return JobSpec(
             dice.choice(TYPES), args, id=id, dependencies=dependencies, channel=channel, **options
         )
@@ -192,11 +195,11 @@ class Workload:
 
     def _status(self, client: SimClient, dice: random.Random) -> None:
         steps = requests.status(self._some(dice, 10), args=dice.random() < 0.3)
-        client.ask(steps, self._saw)
+        client.ask(steps, self._sees())
 
     def _wait(self, client: SimClient, dice: random.Random) -> None:
         timeout = dice.choice((0.0, 0.5, 10.0))
-        client.ask(requests.wait(self._some(dice, 5), timeout, self._clock), self._saw)
+        client.ask(requests.wait(self._some(dice, 5), timeout, self._clock), self._sees())
 
     def _cancel(self, client: SimClient, dice: random.Random) -> None:
         def done(value: Any) -> None:
@@ -208,9 +211,9 @@ class Workload:
         client.ask(requests.cancel(ids, _LIMIT), done)
 
     def _retry(self, client: SimClient, dice: random.Random) -> None:
-        # What is canceled with a job is revived with it, so nothing is final any more.
-        self.ledger.may_be_retried.update(map(str, self.ids))
-        client.ask(requests.retry(self._some(dice), _LIMIT), self._ignore)
+        ids = self._some(dice)
+        self.ledger.may_be_retried.update(map(str, ids))
+        client.ask(requests.retry(ids, _LIMIT), self._ignore)
 
     def _delete(self, client: SimClient, dice: random.Random) -> None:
         ids = self._some(dice)
@@ -249,9 +252,18 @@ class Workload:
     def _claim(self, client: SimClient, dice: random.Random) -> None:
         self.crew.claim(str(self._some(dice, 1)[0]))
 
+    def _sees(self) -> Done:
+        """Give what becomes of an answer to a question that is asked now."""
+        known = set(self.ledger.acknowledged)
+
+        def done(value: Any) -> None:
+            if isinstance(value, JobNotExist):
+                self.ledger.missing([str(id) for id in value.ids if str(id) in known])
+            self._saw(value)
+
+        return done
+
     def _saw(self, value: Any) -> None:
-        if isinstance(value, JobNotExist):
-            self.ledger.missing(list(map(str, value.ids)))
         for status in value if isinstance(value, list) else [value]:
             if isinstance(status, JobStatus):
                 self.ledger.saw(status)

@@ -9,7 +9,9 @@ from heapq import heappop, heappush
 from typing import Any
 
 from tests.simulation.plan import NEVER, Plan
+from tests.simulation.violation import Violation
 
+_STEPS_MOST = 300_000
 EPOCH = 1_700_000_000.0
 
 
@@ -62,6 +64,8 @@ class World:
             if when > self.now:
                 self.now = when
             self.steps += 1
+            if self.steps > _STEPS_MOST:
+                raise Violation(f"no end after {_STEPS_MOST} steps")
             call(*args)
             if stop():
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from msgspec import UNSET, Raw, UnsetType
@@ -55,7 +56,14 @@ class Undelivered:
     ids: tuple[str, ...]
 
 
-Command = tuple[Origin, "Message | Undelivered"]
+@dataclass(frozen=True, slots=True)
+class Expel:
+    """A command of the server's own: the worker on this connection may not go on."""
+
+    connection: bytes
+
+
+Command = tuple[Origin, "Message | Undelivered | Expel"]
 
 
 @dataclass(slots=True)
@@ -118,6 +126,8 @@ class Engine:
             Inputs: self._inputs,
             Heartbeat: self._heartbeat,
             Bye: self._bye,
+            Undelivered: self._undelivered,
+            Expel: self._expel,
         }
 
     def restore(self, records: Iterable[Record], now: float, wall: float) -> None:
@@ -142,15 +152,14 @@ class Engine:
         for call in life.timers.due(now):
             call()
         if self._postponed:
-            commands = [*self._postponed, *commands]
+            # Not a list of all: each command may be made only when its turn comes.
+            commands = chain(self._postponed, commands)
             self._postponed = []
         for origin, message in commands:
-            if isinstance(message, Undelivered):
-                self._service.undelivered(message.connection, message.ids)
-                continue
             try:
                 self._handlers[type(message)](origin, message)
             except Refused as refused:
+                assert isinstance(message, Message)
                 self._refuse(origin, message, refused)
         self._service.lose_silent()
         self._grant_claims()
@@ -327,6 +336,12 @@ class Engine:
     def _bye(self, origin: Origin, message: Bye) -> None:
         self._service.bye(origin, message)
         self._acknowledge(origin, message)
+
+    def _undelivered(self, origin: Origin, message: Undelivered) -> None:
+        self._service.undelivered(message.connection, message.ids)
+
+    def _expel(self, origin: Origin, message: Expel) -> None:
+        self._service.expel(message.connection)
 
     def _acknowledge(self, origin: Origin, message: Message) -> None:
         if message.req is not UNSET:

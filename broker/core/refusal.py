@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class Refused(Exception):
@@ -37,3 +37,20 @@ def not_exist(ids: Sequence[str]) -> Refused:
     if len(ids) == 1:
         return Refused("not_exist", f"job {ids[0]} does not exist", ids)
     return Refused("not_exist", f"jobs do not exist: {listed(ids)}", ids)
+
+
+_ASTRAY = {
+    "not_running": "this attempt is not running on this worker",
+    "not_exist": "does not exist",
+    "canceled": "was canceled",
+}
+
+
+def astray(codes: Mapping[str, str]) -> Refused:
+    """Give the refusal of what a worker said of attempts that are not its, each with its code."""
+    code, *others = dict.fromkeys(codes.values())
+    text = "; ".join(
+        f"job {listed([id for id in codes if codes[id] == each])}: {_ASTRAY[each]}"
+        for each in (code, *others)
+    )
+    return Refused(code, text, tuple(codes), tuple(codes.values()) if others else ())

@@ -12,7 +12,7 @@ from broker.core.history import History
 from broker.core.job import CANCELED, READY, STATE_NAMES, Job
 from broker.core.life import Life
 from broker.core.limits import Limits
-from broker.core.refusal import Refused, listed
+from broker.core.refusal import Refused, astray, listed
 from broker.core.workers import Crew, Origin, Pool, Worker
 from worker_sdk.messages import (
     Bye,
@@ -113,11 +113,17 @@ class Service:
         self.release_all(worker)
         self._dismiss(worker)
 
-    def lose(self, worker: Worker) -> None:
-        """Let a silent worker go; its attempts have failed."""
+    def expel(self, connection: bytes) -> None:
+        """Let a worker go that may not go on; its attempts have failed."""
+        worker = self._crew.workers.get(connection)
+        if worker is not None:
+            self.lose(worker, "was shut out")
+
+    def lose(self, worker: Worker, why: str = "was silent for too long") -> None:
+        """Let a worker go; its attempts have failed."""
         self.lost_total += 1
         for job in reversed(list(worker.running.values())):
-            error = f"worker {worker.name or 'without a name'} was silent for too long"
+            error = f"worker {worker.name or 'without a name'} {why}"
             self._life.attempt_failed(job, error, retry=True, backoff=False)
         self._dismiss(worker)
 
@@ -324,17 +330,7 @@ class Service:
             else:
                 code = "not_running"
             codes[one.id] = code
-        said = {
-            "not_running": "this attempt is not running on this worker",
-            "not_exist": "does not exist",
-            "canceled": "was canceled",
-        }
-        code, *others = dict.fromkeys(codes.values())
-        text = "; ".join(
-            f"job {listed([id for id in codes if codes[id] == each])}: {said[each]}"
-            for each in (code, *others)
-        )
-        return Refused(code, text, tuple(codes), tuple(codes.values()) if others else ())
+        return astray(codes)
 
     def _set_credit(self, worker: Worker, credit: int | None) -> None:
         if credit is not None and credit != worker.credit:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import deque
 from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 from broker.core.job import READY, Job, Terms
@@ -28,8 +28,8 @@ class Lane:
 
     __slots__ = (
         "_places",
-        "_priorities",
         "_queues",
+        "_ranks",
         "_terms",
         "channel",
         "live",
@@ -49,8 +49,8 @@ class Lane:
         self.ready = 0
         # priority -> queue; no queue is empty but for the moment of a sweep.
         self._queues: dict[int, deque[Job]] = {}
-        # The keys of _queues, ascending: the highest priority is last.
-        self._priorities: list[int] = []
+        # The keys of _queues, negated, as a heap: the highest priority comes first.
+        self._ranks: list[int] = []
         # How many places, stale ones included, the queues have.
         self._places = 0
         # What was asked for -> the one Terms for it.
@@ -59,7 +59,7 @@ class Lane:
     def push(self, job: Job) -> bool:
         """Append a job that has become ready; say whether it may be the head now."""
         priority = job.terms.priority
-        leads = not self.ready or priority > self._priorities[-1]
+        leads = not self.ready or -priority < self._ranks[0]
         self._queue(priority).append(job)
         self._places += 1
         self.ready += 1
@@ -74,22 +74,22 @@ class Lane:
 
     def head(self) -> Job | None:
         """Give the job to start next."""
-        while self._priorities:
-            queue = self._queues[self._priorities[-1]]
+        while self._ranks:
+            queue = self._queues[-self._ranks[0]]
             while queue:
                 job = queue[0]
                 if job.state is READY:
                     return job
                 queue.popleft()
                 self._places -= 1
-            del self._queues[self._priorities.pop()]
+            del self._queues[-heappop(self._ranks)]
         return None
 
     def take(self) -> Job | None:
         """Give the job to start next, and take it out; the caller changes its state."""
         job = self.head()
         if job is not None:
-            self._queues[self._priorities[-1]].popleft()
+            self._queues[-self._ranks[0]].popleft()
             self._places -= 1
             self.ready -= 1
         return job
@@ -139,20 +139,20 @@ class Lane:
         queue = self._queues.get(priority)
         if queue is None:
             queue = self._queues[priority] = deque()
-            insort(self._priorities, priority)
+            heappush(self._ranks, -priority)
         return queue
 
     def _sweep(self) -> None:
+        queues, self._queues = self._queues, {}
         self._places = 0
-        for priority in list(self._priorities):
+        for priority, queue in queues.items():
             # A job that was withdrawn and is ready again may have two places: the first one counts.
-            places = dict.fromkeys(job for job in self._queues[priority] if job.state is READY)
+            places = dict.fromkeys(job for job in queue if job.state is READY)
             if places:
                 self._queues[priority] = deque(places)
                 self._places += len(places)
-            else:
-                del self._queues[priority]
-                self._priorities.remove(priority)
+        self._ranks = [-priority for priority in self._queues]
+        heapify(self._ranks)
 
 
 class Lanes:

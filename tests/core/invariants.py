@@ -92,7 +92,7 @@ def _check_lanes(engine: Engine) -> None:
         )
         assert queued.total() == len(queued) == lane.ready
         assert sum(map(len, lane._queues.values())) == lane._places
-        assert sorted(lane._queues) == sorted(lane._priorities)
+        assert sorted(lane._queues) == sorted(-rank for rank in lane._ranks)
     orders = [job.order for job in life.jobs.values() if job.state is READY]
     assert len(orders) == len(set(orders)), "two ready jobs with one place in the order"
 

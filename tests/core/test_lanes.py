@@ -4,10 +4,14 @@ import random
 
 import pytest
 
+from broker.core.job import READY, RUNNING, Job, Terms
 from broker.core.lanes import Lane
 from broker.core.terms import StoredTerms
 from tests.core.box import Box, BoxWorker
 from tests.core.invariants import check_empty
+from worker_sdk.messages import Backoff
+
+MANY = 400_000
 
 
 def run_all(worker: BoxWorker) -> list[str]:
@@ -123,6 +127,23 @@ def test_each_of_many_priorities_is_served_in_turn(box: Box) -> None:
     jobs = {priority: box.enqueue(priority=priority) for priority in priorities}
 
     assert run_all(box.worker()) == [jobs[priority] for priority in range(49, -51, -1)]
+
+
+@pytest.mark.timeout(15)
+def test_no_number_of_priorities_makes_a_queue_slow() -> None:
+    # In a list kept in order, each of these would move all that are there: half a minute in all.
+    lane = Lane("default", "work")
+    jobs = []
+    for number in range(MANY):
+        terms = Terms(lane, b"", -number, 0.0, None, None, 1, Backoff(), True)
+        jobs.append(Job(str(number), number, terms, b"", (), 0.0, READY))
+
+    for job in jobs:
+        lane.push(job)
+
+    for job in jobs:
+        assert lane.take() is job
+        job.state = RUNNING
 
 
 # ---- several lanes -----------------------------------------------------------------------------

@@ -142,6 +142,8 @@ class Agent:
         self._progress_due = 0.0
         # Requests that wait for their answer, by `req`; sent again after each reconnect.
         self._pending: dict[bytes, WorkerRequest] = {}
+        # When each of them was sent last, on this connection.
+        self._asked: dict[bytes, float] = {}
         # Set by `leave`; and the `req` of the bye.
         self._leaving = False
         self._bye = b""
@@ -164,6 +166,7 @@ class Agent:
             return
         self.link = Link.AWAY
         self._introduced = False
+        self._asked.clear()
         self.outbox.clear()
         self._delivery.take_back()
 
@@ -194,6 +197,10 @@ class Agent:
             self.reconnect = True
             return
         self._delivery.tick(now, self.heartbeat_limit_s)
+        for key, asked in list(self._asked.items()):
+            # Its answer may have been lost alone: the broker drops what does not fit.
+            if now - asked > self.heartbeat_limit_s:
+                self._ask(key, now)
         self.flush(now)
         if now >= self._beat_due():
             self._send_heartbeat(now)
@@ -239,8 +246,8 @@ class Agent:
         self.heartbeat_s = message.heartbeat
         self.heartbeat_limit_s = message.heartbeat_limit
         self.message_limit_bytes = message.message_limit
-        for request in self._pending.values():
-            self._send(request, now)
+        for key in self._pending:
+            self._ask(key, now)
         self.flush(now)
         if self._leaving:
             self._say_bye(now)
@@ -270,6 +277,7 @@ class Agent:
 
     def _on_reply(self, message: Reply) -> None:
         key = key_of(message)
+        self._asked.pop(key, None)
         if key and self._pending.pop(key, None) is not None:
             self.replies[key] = message
 
@@ -397,14 +405,19 @@ class Agent:
     def request(self, message: WorkerRequest, now: float) -> bytes:
         """Send a message that is answered; give the key under which `replies` will have the answer.
 
-        It is sent again after each reconnect until it is answered or withdrawn by `forget`.
+        It is sent again after each reconnect, and when it has waited for too long, until it is
+        answered or withdrawn by `forget`.
         """
         message.req = self._numbers.next()
         key = bytes(message.req)
         self._pending[key] = message
         if self.link is Link.WELCOMED:
-            self._send(message, now)
+            self._ask(key, now)
         return key
+
+    def _ask(self, key: bytes, now: float) -> None:
+        self._asked[key] = now
+        self._send(self._pending[key], now)
 
     def barrier(self, now: float) -> bytes:
         """Tell the credit and ask for an answer: all that was sent before it arrives before it."""
@@ -415,6 +428,7 @@ class Agent:
     def forget(self, key: bytes) -> None:
         """Wait no longer for the answer to a request."""
         self._pending.pop(key, None)
+        self._asked.pop(key, None)
         self.replies.pop(key, None)
 
     def declare(self, types: Iterable[str], now: float) -> None:

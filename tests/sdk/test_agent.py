@@ -16,6 +16,7 @@ from worker_sdk.messages import (
     Finish,
     Heartbeat,
     Hello,
+    Inputs,
     Jobs,
     Ok,
     Progress,
@@ -490,6 +491,22 @@ def test_a_request_is_sent_again_after_a_reconnect_until_answered(play: Play) ->
     assert isinstance(play.agent.replies[key], Jobs)
     assert play.ready() == []
     assert play.join() == []
+
+
+def test_an_unanswered_request_is_sent_again_on_a_connection_that_lives(play: Play) -> None:
+    play.dispatch(A)
+    key = play.agent.request(Inputs(id=A, attempt=1, ids=(B,)), play.now)
+    (question,) = play.said()
+
+    sent = []
+    for _ in range(5):
+        sent += play.pass_time(HEARTBEAT_S)
+        play.tell(Heartbeat())
+
+    assert [each for each in sent if isinstance(each, Inputs)] == [question]
+    play.tell(Ok(req=question.req, results={}))
+    assert isinstance(play.agent.replies[key], Ok)
+    assert not any(isinstance(each, Inputs) for each in play.pass_time(LIMIT_S))
 
 
 def test_a_claimed_job_that_was_waiting_already_is_the_claimers(play: Play) -> None:

@@ -16,13 +16,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from broker.kinds import Choice, Count, Duration, Endpoints, Kind, Size, StoreUrl
+from broker.kinds import (
+    Choice,
+    Count,
+    Duration,
+    Endpoints,
+    FileMode,
+    FilePath,
+    Kind,
+    Size,
+    StoreUrl,
+    Switch,
+)
 from worker_sdk.messages import DEFAULT_ENDPOINT, DEFAULT_MESSAGE_LIMIT_BYTES
 
 ENVIRONMENT_PREFIX = "POINTSMAN_"
 CONFIG_VARIABLE = "POINTSMAN_CONFIG"
-NOT_SETTINGS = frozenset({CONFIG_VARIABLE, "POINTSMAN_BROKER"})
-"""Variables with the prefix that mean something else: the file, and the clients' endpoint."""
+NOT_SETTINGS = frozenset({CONFIG_VARIABLE, "POINTSMAN_BROKER", "POINTSMAN_BROKER_KEY"})
+"""Variables with the prefix that mean something else: the file, and where clients find whom."""
 
 
 class ConfigError(ValueError):
@@ -63,6 +74,29 @@ class Config:
         (DEFAULT_ENDPOINT,),
         Endpoints(),
         "the endpoints to listen on; port * lets the system choose one",
+        reload=False,
+    )
+    key: str = _setting(
+        "",
+        FilePath(),
+        "the broker's secret key; with it, only keys of the policy can connect, encrypted",
+        reload=False,
+    )
+    policy: str = _setting(
+        "",
+        FilePath(),
+        "which key may do what; goes together with key",
+    )
+    allow_unencrypted_network: bool = _setting(
+        False,
+        Switch(),
+        "listen beyond this machine without keys: whoever reaches the port may do and read all",
+        reload=False,
+    )
+    ipc_mode: int = _setting(
+        0o600,
+        FileMode(),
+        "who may connect to ipc endpoints: the mode of their socket files",
         reload=False,
     )
     store: str = _setting(

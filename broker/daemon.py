@@ -14,6 +14,7 @@ from pathlib import Path
 
 import zmq
 
+from broker import exposure
 from broker import log as logs
 from broker.config import Config, ConfigError, reloaded
 from broker.log import get_logger
@@ -46,11 +47,13 @@ def serve(
 
     ``reload`` reads the configuration again for SIGHUP. As soon as the broker takes messages,
     ``ready_file`` holds the endpoints that it is bound to, one a line, with their real ports; it
-    is removed at the end. Raises StartError.
+    is removed at the end. Raises StartError, and ConfigError for what must not be started.
     """
     logs.set_up(config.log_level, config.log_format)
     signals = _Signals(config, reload)
     signals.take()
+    # Before the store is made or touched.
+    exposure.check(config)
     try:
         store = open_store(config.store)
     except StoreError as error:
@@ -66,9 +69,10 @@ def serve(
 
 
 def _run(server: Server, config: Config, signals: "_Signals", ready_file: Path | None) -> int:
+    # Before anybody learns that the broker is there, and sends it a signal.
+    signals.watch(server)
     with _ready(ready_file, server.endpoints):
         log.info("listening", endpoints=server.endpoints, store=config.store, pid=os.getpid())
-        signals.watch(server)
         try:
             server.run()
         except StoreError as error:
@@ -154,12 +158,12 @@ class _Signals:
             return
         try:
             config, needs_restart = reloaded(self._config, self._reload())
+            self._server.reload(config)
         except ConfigError as error:
             log.error("configuration not reloaded", error=str(error))
             return
         if needs_restart:
             log.warning("settings that only a restart changes", settings=needs_restart)
         logs.set_up(config.log_level, config.log_format)
-        self._server.reload(config)
         self._config = config
         log.info("configuration reloaded")

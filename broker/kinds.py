@@ -151,6 +151,65 @@ class Choice:
         return self.parse(value)
 
 
+class Switch:
+    """Yes or no."""
+
+    right = "yes or no"
+
+    def parse(self, value: object) -> bool:
+        """Whether it is on."""
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in ("yes", "no", "true", "false", "on", "off"):
+            return value.lower() in ("yes", "true", "on")
+        raise ValueError
+
+    def show(self, value: object) -> str:
+        """Yes or no."""
+        return "yes" if self.parse(value) else "no"
+
+
+class FilePath:
+    """The path of a file, or none."""
+
+    right = "the path of a file, or none"
+
+    def parse(self, value: object) -> str:
+        """The path as it was given; empty for none."""
+        if not isinstance(value, str):
+            raise ValueError("not text")
+        if "\0" in value:
+            raise ValueError("a path has no zero character")
+        return "" if value == "none" else value
+
+    def show(self, value: object) -> str:
+        """The path, or none."""
+        return self.parse(value) or "none"
+
+
+class FileMode:
+    """Who may read and write a file, in octal digits."""
+
+    right = "a file mode in octal digits, like 0600, that lets its owner read and write"
+
+    def parse(self, value: object) -> int:
+        """The mode as a number."""
+        mode = value
+        if isinstance(value, str):
+            if re.fullmatch("(0o?)?[0-7]{3}", value) is None:
+                raise ValueError("not three octal digits")
+            mode = int(value.removeprefix("0o"), 8)
+        if isinstance(mode, bool) or not isinstance(mode, int):
+            raise ValueError("not text")
+        if mode & 0o600 != 0o600 or mode & ~0o777:
+            raise ValueError(f"that is the mode {mode:o}" if mode >= 0 else "negative")
+        return mode
+
+    def show(self, value: object) -> str:
+        """The mode in four octal digits."""
+        return f"{self.parse(value):04o}"
+
+
 class StoreUrl:
     """The name of a store."""
 

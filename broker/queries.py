@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -36,6 +37,9 @@ _SCANNED_AT_A_TIME = 1_000
 _FULL_FROM_BYTES = 1_048_576
 _PAGE_FULL_BYTES = 4 * 1_048_576
 
+Sees = Callable[[str, str], bool]
+"""Whether the jobs of a channel and type are there, for whoever asks."""
+
 
 class Queries:
     """Answers requests after the commit of the turn that they came in."""
@@ -45,31 +49,41 @@ class Queries:
         self._store = store
         self.inputs_limit = inputs_limit
 
-    def answer(self, request: Message) -> Message:
-        """Give the answer to a request, an error if it must be refused."""
+    def answer(self, request: Message, sees: Sees | None = None) -> Message:
+        """Give the answer to a request, an error if it must be refused.
+
+        With `sees`, as if the jobs of other channels and types were not there.
+        """
         try:
-            answer = self._answer(request)
+            answer = self._answer(request, sees)
         except Refused as refused:
             return Error(refused.code, refused.message, refused.ids, refused.codes, req=request.req)
         answer.req = request.req
         return answer
 
-    def _answer(self, request: Message) -> Ok:
+    def _answer(self, request: Message, sees: Sees | None) -> Ok:
         match request:
             case Status():
-                return Ok(jobs=self._infos(request.ids, args=request.args))
+                return Ok(jobs=self._infos(request.ids, request.args, sees))
             case Wait():
-                jobs = self._infos(request.ids, args=False)
+                jobs = self._infos(request.ids, False, sees)
                 return Ok(jobs=jobs, done=all(job.ended is not None for job in jobs))
             case List():
-                return self._list(request)
+                return self._list(request, sees)
             case Inputs():
                 return Ok(results=self._some_results(request.ids))
             case Stats():
-                stats = {**self._engine.stats(), "ended_kept": self._store.ended_count}
-                return Ok(stats=Raw(_encode({"version": self._engine.version, **stats})))
+                return Ok(stats=Raw(_encode(self._stats(sees))))
             case _:
                 raise TypeError(f"{type(request).__name__} is not a query")
+
+    def _stats(self, sees: Sees | None) -> dict[str, Any]:
+        stats: dict[str, Any] = {"version": self._engine.version, **self._engine.stats()}
+        if sees is None:
+            return {**stats, "ended_kept": self._store.ended_count}
+        # What is counted over all lanes would tell of those that are not seen.
+        lanes = [lane for lane in stats["lanes"] if sees(lane["channel"], lane["type"])]
+        return {"version": stats["version"], "lanes": lanes}
 
     # ---- dispatches ----
 
@@ -142,10 +156,14 @@ class Queries:
 
     # ---- states ----
 
-    def _infos(self, ids: Sequence[str], *, args: bool) -> tuple[JobInfo, ...]:
+    def _infos(self, ids: Sequence[str], args: bool, sees: Sees | None) -> tuple[JobInfo, ...]:
         live = self._engine.life.jobs
         ended = self._engine.find_ended([id for id in ids if id not in live])
-        missing = [id for id in ids if id not in live and id not in ended]
+        if sees is None:
+            missing = [id for id in ids if id not in live and id not in ended]
+        else:
+            seen = self._seen(ids, sees)
+            missing = [id for id in ids if id not in seen]
         if missing:
             raise not_exist(missing)
         dependents = self._store.dependents(ids)
@@ -156,11 +174,31 @@ class Queries:
             if args:
                 info.args = Raw(live[id].args if id in live else ended[id].args)
             infos.append(info)
+        if sees is not None:
+            self._hide_strangers(infos, sees)
         return tuple(infos)
+
+    def _seen(self, ids: Sequence[str], sees: Sees) -> set[str]:
+        return {id for id, lane in self._engine.lanes_of(ids).items() if sees(*lane)}
+
+    def _hide_strangers(self, infos: Sequence[JobInfo], sees: Sees) -> None:
+        """Leave out of `infos` the ids of jobs that are not seen, or are no jobs any more."""
+        named: dict[str, None] = {}
+        for info in infos:
+            named.update(dict.fromkeys(map(name_of, info.dependencies)))
+            named.update(dict.fromkeys(info.dependents))
+            if info.culprit is not None:
+                named[info.culprit] = None
+        seen = self._seen(list(named), sees)
+        for info in infos:
+            info.dependencies = tuple([x for x in info.dependencies if name_of(x) in seen])
+            info.dependents = tuple([id for id in info.dependents if id in seen])
+            if info.culprit not in seen:
+                info.culprit = None
 
     # ---- pages ----
 
-    def _list(self, request: List) -> Ok:
+    def _list(self, request: List, sees: Sees | None) -> Ok:
         states = (request.state,) if isinstance(request.state, str) else request.state
         for state in states or ():
             if state not in STATE_NAMES:
@@ -171,12 +209,16 @@ class Queries:
         size = 0
         for scanned, (place, info) in enumerate(self._walk(request)):
             if len(page) >= request.limit or scanned >= _SCANNED_MOST or size >= _PAGE_FULL_BYTES:
-                return Ok(jobs=tuple(page), after=last)
+                break
             last = place
-            if _matches(info, request, states):
+            if _matches(info, request, states) and (sees is None or sees(info.channel, info.type)):
                 page.append(info)
                 size += _size_of_info(info)
-        return Ok(jobs=tuple(page), after=None)
+        else:
+            last = None
+        if sees is not None:
+            self._hide_strangers(page, sees)
+        return Ok(jobs=tuple(page), after=last)
 
     def _walk(self, request: List) -> Iterator[tuple[str, JobInfo]]:
         """Give all jobs from the place `after` on, each with its own place.

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import partial
 
 import zmq
 from msgspec import UNSET
 
-from broker import __version__
+from broker import __version__, exposure
 from broker.codec import FRAMES_MOST, Malformed, decode, encode
-from broker.config import Config
+from broker.config import Config, ConfigError
 from broker.core.engine import Command, Effects, Engine, Undelivered
 from broker.core.limits import Limits
 from broker.core.workers import Origin
+from broker.guard import Guard
 from broker.log import get_logger
+from broker.policy import Policy, load
 from broker.queries import Queries
 from broker.sockets import bind_router
 from broker.store.base import Store
@@ -32,10 +36,12 @@ _LINGER_MS = 1000  # for what is still to be sent when the broker leaves
 class Server:
     """A broker on its endpoints and its store, run by one thread.
 
-    Raises zmq.ZMQError if an endpoint cannot be bound, StoreError if the store cannot be read.
+    Raises zmq.ZMQError if an endpoint cannot be bound, StoreError if the store cannot be read,
+    ConfigError if the settings would expose it.
     """
 
     def __init__(self, config: Config, store: Store) -> None:
+        exposure.check(config)
         self._config = config
         self._store = store
         seed = int.from_bytes(os.urandom(8), "big")
@@ -43,24 +49,29 @@ class Server:
             store, limits_of(config), seed=seed, last_seq=store.last_seq, version=__version__
         )
         self._queries = Queries(self._engine, store, config.inputs_limit)
-        # What could not be sent, told to the engine in the next turn.
+        # What could not be sent, and who is to be shut out: told to the engine in the next turn.
         self._undelivered: list[Command] = []
         # How often what was wrong with what came in or went out: code or cause -> times.
         self.faults: Counter[str] = Counter()
         # Set from other threads and signal handlers, together with a wake-up.
         self._drain_asked = False
         self._leave_asked = False
-        self._reload_to: Config | None = None
+        self._reload_to: tuple[Config, Policy | None] | None = None
         # While draining: until when running jobs may go on, monotonic seconds.
         self._drain_until: float | None = None
         self._engine.restore(store.load(), time.monotonic(), time.time())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        # Who may do what; None without keys: everybody who can connect may do everything.
+        self._guard: Guard | None = None
         try:
-            self._router, self.endpoints = bind_router(self._context, config)
-        except zmq.ZMQError:
+            self._guard = Guard.of(self._context, config, self._engine, self.faults)
+            self._router, self.endpoints = bind_router(self._context, config, self._guard)
+        except (zmq.ZMQError, ConfigError):
             self._context.destroy(linger=0)
             raise
         self._watch = Watch(self._router, config.busy_poll)
+        if self._guard is not None:
+            self._watch.also(self._guard.zap)
 
     def run(self) -> None:
         """Serve until told to leave; closes the sockets, not the store."""
@@ -68,6 +79,8 @@ class Server:
             while not self._is_over():
                 self._await()
                 commands, refusals = self._receive()
+                if self._guard is not None:
+                    commands = self._guard.admit(commands, refusals)
                 effects = self._engine.apply(commands, time.monotonic(), time.time())
                 if effects.writes:
                     self._store.commit(effects.writes)
@@ -87,15 +100,19 @@ class Server:
             wake_at = self._drain_until if wake_at is None else min(wake_at, self._drain_until)
         self._watch.wait(wake_at)
 
-    def _receive(self) -> tuple[list[Command], list[tuple[Origin, Error]]]:
+    def _receive(self) -> tuple[Iterable[Command], list[tuple[Origin, Message]]]:
         """Take what is waiting, up to a bound; decode it, or say what is wrong with it."""
         commands, self._undelivered = self._undelivered, []
-        refusals: list[tuple[Origin, Error]] = []
+        refusals: list[tuple[Origin, Message]] = []
+        receive: Callable[[int], list[bytes]] = self._router.recv_multipart
+        if self._guard is not None:
+            self._guard.let_in()
+            receive = partial(self._guard.receive, self._router)
         limit = self._engine.limits.max_message
         for _ in range(_RECEIVED_MOST):
             if not self._watch.has_input():
                 break
-            frames = self._router.recv_multipart(zmq.NOBLOCK)
+            frames = receive(zmq.NOBLOCK)
             if len(frames) > FRAMES_MOST:
                 self.faults["frames"] += 1
                 log.warning("message with too many frames dropped", frames=len(frames))
@@ -108,19 +125,23 @@ class Server:
                 refusals.append((malformed.origin, malformed.error))
         return commands, refusals
 
-    def _send(self, effects: Effects, refusals: list[tuple[Origin, Error]]) -> None:
+    def _send(self, effects: Effects, refusals: list[tuple[Origin, Message]]) -> None:
         """Send what follows from the turn, now that it is committed."""
-        for origin, error in refusals:
-            self._post(origin, error)
+        guard = self._guard
+        for origin, refusal in refusals:
+            self._post(origin, refusal)
         for origin, message in effects.replies:
-            self._post(origin, message)
+            self._post(origin, message if guard is None else guard.veil(origin, message))
         for dispatch in effects.dispatches:
             for message, jobs in self._queries.assignments(dispatch):
                 if not self._post(dispatch.origin, message):
                     lost = Undelivered(dispatch.origin[0], tuple([job.id for job in jobs]))
                     self._undelivered.append((dispatch.origin, lost))
         for origin, request in effects.reads:
-            self._post(origin, self._queries.answer(request))
+            if guard is None:
+                self._post(origin, self._queries.answer(request))
+            else:
+                self._post(origin, guard.answer(self._queries, origin, request))
 
     def _post(self, origin: Origin, message: Message) -> bool:
         """Send one message; say whether it is on its way. Never blocks: a peer that has gone, or
@@ -157,7 +178,9 @@ class Server:
 
     def _is_over(self) -> bool:
         if self._reload_to is not None:
-            self._config, self._reload_to = self._reload_to, None
+            (self._config, policy), self._reload_to = self._reload_to, None
+            if self._guard is not None and policy is not None:
+                self._undelivered += self._guard.adopt(policy)
             self._engine.limits = limits_of(self._config)
             self._queries.inputs_limit = self._config.inputs_limit
         if self._leave_asked:
@@ -181,11 +204,11 @@ class Server:
         self._watch.call()
 
     def reload(self, config: Config) -> None:
-        """Go on with the settings of `config`, as far as they can change while running.
-
-        Safe from any thread and from signal handlers.
+        """Go on with the settings of `config`, as far as they can change while running, and with
+        the policy as it is now. Safe from any thread. Raises ConfigError, and changes nothing.
         """
-        self._reload_to = config
+        exposure.check(config)
+        self._reload_to = config, load(config.policy) if config.policy else None
         self._watch.call()
 
 

@@ -31,6 +31,10 @@ class Watch:
         # How long the last wait took.
         self._last_s = math.inf
 
+    def also(self, socket: zmq.Socket[bytes]) -> None:
+        """Have input of another socket end a sleep too."""
+        self._poller.register(socket, zmq.POLLIN)
+
     def has_input(self) -> bool:
         """Say whether a message waits."""
         return bool(int(self._socket.getsockopt(_EVENTS)) & _POLLIN)

@@ -17,6 +17,7 @@ from broker import log as logs
 from broker.cli.options import CommandError, endpoint, json_option
 from broker.cli.output import write_json
 from broker.config import Config, load, settings, show
+from broker.kinds import Switch
 from worker_sdk import Worker
 from worker_sdk.messages import DEFAULT_ENDPOINT
 
@@ -26,10 +27,13 @@ def _settings_as_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     defaults = show(Config())
     for setting in reversed(list(settings())):
         several = setting.name == "bind"
+        switch = isinstance(setting.kind, Switch)
         command = click.option(
             setting.flag,
-            metavar="URL" if several else "VALUE",
+            metavar=None if switch else "URL" if several else "VALUE",
             multiple=several,
+            is_flag=switch,
+            default=None,
             help=f"{setting.meaning[0].upper()}{setting.meaning[1:]}."
             f"{' Repeatable.' if several else ''}  [default: {defaults[setting.name]}]",
         )(command)
@@ -65,6 +69,9 @@ def serve(
 
     settled = read()
     if check:
+        from broker import exposure
+
+        exposure.check(settled)
         for name, value in show(settled).items():
             click.echo(f"{name} = {value}")
         return 0

@@ -210,6 +210,20 @@ class Engine:
         """Give those of `ids` that are ended jobs, as of the end of this turn."""
         return self._history.find(ids)
 
+    def lanes_of(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Give channel and type of those of `ids` that are jobs, as of this moment."""
+        jobs = self.life.jobs
+        lanes: dict[str, tuple[str, str]] = {}
+        for id in ids:
+            job = jobs.get(id)
+            if job is not None:
+                lanes[id] = (job.terms.lane.channel, job.terms.lane.type)
+        elsewhere = [id for id in ids if id not in lanes]
+        if elsewhere:
+            for id, record in self._history.find(elsewhere).items():
+                lanes[id] = (record.channel, record.type)
+        return lanes
+
     # ---- client requests ----
 
     def _enqueue(self, origin: Origin, message: Enqueue) -> None:

@@ -39,18 +39,19 @@ def not_exist(ids: Sequence[str]) -> Refused:
     return Refused("not_exist", f"jobs do not exist: {listed(ids)}", ids)
 
 
-_ASTRAY = {
+ASTRAY = {
     "not_running": "this attempt is not running on this worker",
     "not_exist": "does not exist",
     "canceled": "was canceled",
 }
+"""What became of an attempt that is not the worker's running one, by code."""
 
 
 def astray(codes: Mapping[str, str]) -> Refused:
     """Give the refusal of what a worker said of attempts that are not its, each with its code."""
     code, *others = dict.fromkeys(codes.values())
     text = "; ".join(
-        f"job {listed([id for id in codes if codes[id] == each])}: {_ASTRAY[each]}"
+        f"job {listed([id for id in codes if codes[id] == each])}: {ASTRAY[each]}"
         for each in (code, *others)
     )
     return Refused(code, text, tuple(codes), tuple(codes.values()) if others else ())

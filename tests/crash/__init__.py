@@ -1,0 +1,1 @@
+"""Real processes, killed, stopped and starved: what was acknowledged is still there afterwards."""

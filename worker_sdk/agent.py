@@ -90,6 +90,7 @@ class Agent:
         channels: Iterable[str] = (DEFAULT_CHANNEL,),
         name: str = "",
         credit: int = 0,
+        confirm_interval_s: float = 0.0,
     ) -> None:
         self.types = tuple(types)
         self.channels = tuple(channels)
@@ -134,7 +135,7 @@ class Agent:
         # All that is in this worker's hands: id -> the attempt until it has an outcome, then the
         # outcome until the broker has confirmed it.
         self._held: dict[str, Assignment | Ending] = {}
-        self._delivery = Delivery(self._held, self._numbers)
+        self._delivery = Delivery(self._held, self._numbers, confirm_interval_s)
         # Attempts that go back unstarted as soon as the broker can be told.
         self._released: list[Claim] = []
         # The newest progress of each attempt that was not sent yet, and when it may be.
@@ -169,6 +170,10 @@ class Agent:
         self._asked.clear()
         self.outbox.clear()
         self._delivery.take_back()
+
+    def refuse(self, code: str, why: str) -> None:
+        """The broker does not let this worker connect, and will not."""
+        self.fault = Error(code, why)
 
     def receive(self, message: WorkerEvent, now: float) -> None:
         """Take in a message of the broker."""
@@ -267,11 +272,14 @@ class Agent:
             # Whatever else it answers was said before this hello, and is answered anew after it.
             if key == self._greeting and message.code not in ("busy", "internal"):
                 self.fault = message
-        elif message.code == "unsupported":
+        elif message.code in ("unsupported", "denied"):
             if self.link is Link.WELCOMED:
-                # The broker has forgotten this worker, or never knew it: it was away too long.
+                # The broker has forgotten this worker, or never knew it: it was away too long. Or
+                # it may not go on as it is, which the answer to another hello will say for good.
                 self._delivery.take_back()
                 self._introduce(now)
+        elif not key:
+            self._delivery.refuse_unasked(message, now)
         elif not self._delivery.refuse(key, message, now):
             self._on_reply(message)
 
@@ -375,6 +383,10 @@ class Agent:
         if self._held.get(assignment.id) is assignment:
             self._progress[assignment.id] = Step(assignment.id, assignment.attempt, Raw(value))
 
+    def confirm_at_once(self) -> None:
+        """From now on ask after every outcome: nothing more is to come after it."""
+        self._delivery.ask_at_once()
+
     def set_credit(self, credit: int) -> None:
         """Change how many jobs the worker holds at most."""
         self._credit = credit
@@ -389,6 +401,9 @@ class Agent:
         if self._delivery:
             for last in self._delivery.messages(self.message_limit_bytes, now):
                 self._send(last, now)
+        elif question := self._delivery.question(now):
+            last = question
+            self._send(last, now)
         if self._released:
             last = Release(jobs=tuple(self._released))
             self._released.clear()
@@ -441,6 +456,7 @@ class Agent:
         """Say bye, as soon as there is a connection; what is still held is handed back by it."""
         self._leaving = True
         self._credit = 0
+        self.confirm_at_once()
         if self.link is Link.WELCOMED:
             self.flush(now)
             self._say_bye(now)

@@ -1,11 +1,16 @@
-"""Outcomes on their way to the broker: sent in batches, kept until answered, sent again if not."""
+"""Outcomes on their way to the broker: sent in batches, kept until confirmed, sent again if not.
+
+A message is confirmed by the broker's answer to it, or to a later one on the same connection: the
+broker works in order. So not every message needs to ask for an answer, which costs both sides the
+time of a message: it is enough to ask now and then.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from worker_sdk.messages import Assignment, Error, Fail, Failure, Finish, Outcome
 
@@ -15,6 +20,12 @@ ENVELOPE_BYTES = 256
 """More than what surrounds an outcome's JSON in its message, and a message's list in its frame."""
 BATCH_JOBS = 4096
 """The most outcomes in one message."""
+UNASKED_JOBS = 4096
+"""The most outcomes on their way without having asked for an answer."""
+UNASKED_BYTES = 65_536
+"""A message of more than this asks for an answer of its own."""
+
+NEVER = float("inf")
 
 _TRY_AGAIN = frozenset({"busy", "internal"})
 _ATTEMPT_IS_OVER = frozenset({"not_running", "canceled", "not_exist"})
@@ -57,9 +68,16 @@ class Delivery:
     it is under way, and nothing but that place says whether it still is.
     """
 
-    def __init__(self, held: dict[str, Assignment | Ending], numbers: Numbers) -> None:
+    def __init__(
+        self, held: dict[str, Assignment | Ending], numbers: Numbers, confirm_interval_s: float
+    ) -> None:
         self._held = held
         self._numbers = numbers
+        # How long outcomes may be under way without having asked for an answer; 0: always ask.
+        self.confirm_interval_s = confirm_interval_s
+        # Sent like that, in order, and when to ask after them.
+        self._unasked: list[Ending] = []
+        self._ask_at = NEVER
         # Outcomes that came to nothing; the driver takes them away.
         self.refused: list[Refused] = []
         # What waits to be sent, and no more than how many bytes that will be.
@@ -72,10 +90,15 @@ class Delivery:
         self._again: set[str] = set()
         # What the broker could not take when it came, and when it is sent again.
         self._postponed: list[Ending] = []
-        self.due = float("inf")
+        self._postponed_until = NEVER
 
     def __bool__(self) -> bool:
         return bool(self._finished or self._failed)
+
+    @property
+    def due(self) -> float:
+        """When `tick` has something to do at the latest."""
+        return min(self._postponed_until, self._ask_at)
 
     def finish(self, outcome: Outcome) -> None:
         """Take in an attempt that succeeded."""
@@ -97,12 +120,12 @@ class Delivery:
         if self._finished:
             finished, self._finished = self._finished, []
             for outcomes in split(finished, _outcome_bytes, limit_bytes):
-                req = self._register(outcomes, now)
+                req = self._register(outcomes, self._unsent_bytes, now)
                 made.append(Finish(jobs=tuple(outcomes), req=req))
         if self._failed:
             failed, self._failed = self._failed, []
             for failures in split(failed, _failure_bytes, limit_bytes):
-                req = self._register(failures, now)
+                req = self._register(failures, self._unsent_bytes, now)
                 made.append(Fail(jobs=tuple(failures), req=req))
         self._unsent_bytes = 0
         return made
@@ -125,12 +148,30 @@ class Delivery:
             code = codes.get(ending.id) if error.ids else error.code
             if code is None:
                 self._settle([ending])
-            elif code in _TRY_AGAIN:
-                self._postponed.append(ending)
-                self.due = min(self.due, now + BUSY_RETRY_S)
             else:
-                self._give_up(ending, code, error.message)
+                self._refuse_one(ending, code, error.message, now)
         return True
+
+    def refuse_unasked(self, error: Error, now: float) -> None:
+        """The broker has refused outcomes that had not asked for an answer."""
+        codes = code_by_id(error)
+        for id, code in codes.items():
+            ending = self._held.get(id)
+            if isinstance(ending, Ending):
+                self._refuse_one(ending, code, error.message, now)
+        if not codes:
+            # It does not say which: all go again, after a while.
+            self._again.update(ending.id for ending in self._unasked)
+            self._postponed.extend(self._unasked)
+            self._postponed_until = min(self._postponed_until, now + BUSY_RETRY_S)
+            self._unasked = []
+
+    def _refuse_one(self, ending: Ending, code: str, message: str, now: float) -> None:
+        if code in _TRY_AGAIN:
+            self._postponed.append(ending)
+            self._postponed_until = min(self._postponed_until, now + BUSY_RETRY_S)
+        else:
+            self._give_up(ending, code, message)
 
     def take_back(self) -> None:
         """What was sent without an answer is to be sent again."""
@@ -138,19 +179,43 @@ class Delivery:
             self._again.update(ending.id for ending in batch.endings)
             self._requeue(batch.endings)
         self._sent.clear()
+        unasked, self._unasked = self._unasked, []
+        self._again.update(ending.id for ending in unasked)
+        self._requeue(unasked)
+
+    def question(self, now: float) -> Finish | None:
+        """A message that asks after what is under way, if it is time to."""
+        if not self._unasked or now < self._ask_at:
+            return None
+        return Finish(jobs=(), req=self._register((), 0, now))
+
+    def ask_at_once(self) -> None:
+        """Ask after what is under way, and from now on with every message."""
+        self.confirm_interval_s = 0.0
+        if self._unasked:
+            self._ask_at = 0.0
 
     def tick(self, now: float, answer_limit_s: float) -> None:
         """Queue again what was postponed until now, and what has waited too long for an answer."""
-        if now >= self.due:
+        if now >= self._postponed_until:
             postponed, self._postponed = self._postponed, []
-            self.due = float("inf")
+            self._postponed_until = NEVER
             self._requeue(postponed)
         if self._sent and now - next(iter(self._sent.values())).sent > answer_limit_s:
             self.take_back()
 
-    def _register(self, endings: Sequence[Ending], now: float) -> Raw:
+    def _register(self, endings: Sequence[Ending], size_bytes: int, now: float) -> Raw | UnsetType:
+        """Note what goes out; give the `req` that it is to ask with, if it is."""
+        unasked = self._unasked
+        unasked.extend(endings)
+        if self._ask_at == NEVER:
+            self._ask_at = now + self.confirm_interval_s
+        if now < self._ask_at and len(unasked) < UNASKED_JOBS and size_bytes < UNASKED_BYTES:
+            return UNSET
         req = self._numbers.next()
-        self._sent[bytes(req)] = Batch(endings, now)
+        self._sent[bytes(req)] = Batch(unasked, now)
+        self._unasked = []
+        self._ask_at = NEVER
         return req
 
     def _settle(self, endings: Sequence[Ending]) -> None:

@@ -42,7 +42,7 @@ class Workload:
         # How many handlers run now, also those whose attempts were canceled under them.
         self.started = 0
         # How many of these are the latter: they keep a place that the broker takes for free.
-        self.stuck = 0
+        self._stuck = 0
         # Set once the worker is about to leave: nothing new starts.
         self.draining = False
         # The mean time of the handlers of each type, in seconds: quick to rise, slow to fall.
@@ -52,6 +52,8 @@ class Workload:
         self._prefetch = 0
         # When a job last left the queue.
         self._moved = 0.0
+        # Whether anything has happened that changes the credit.
+        self._is_changed = False
         # Types with a limit: how many run now, and which wait for one of those to end.
         self._running = dict.fromkeys(self._limits, 0)
         self._waiting: dict[str, deque[Assignment]] = {type: deque() for type in self._limits}
@@ -82,9 +84,16 @@ class Workload:
             return assignment
         return None
 
-    def ended(self, assignment: Assignment, seconds: float) -> None:
+    def canceled(self) -> None:
+        """A started job was canceled, and its handler still runs."""
+        self._stuck += 1
+        self._is_changed = True
+
+    def ended(self, assignment: Assignment, seconds: float, *, was_canceled: bool = False) -> None:
         """A started job's handler has returned, after so many seconds."""
         self.started -= 1
+        self._stuck -= was_canceled
+        self._is_changed = True
         type = assignment.type
         mean_s = self._mean_s.get(type, seconds)
         weight = 2 if seconds > mean_s else 8
@@ -108,18 +117,22 @@ class Workload:
         if self.draining:
             self._release_all()
             return
+        if not self._is_changed and not self._agent.ready and not self._limits:
+            return
+        self._is_changed = False
         if self._is_stalled(now):
             self._short_in_a_row = 0
             self._release_all()
         if self._limits:
             self._pause_full_types(now)
-        places = max(0, self._concurrency - self.stuck)
+        places = max(0, self._concurrency - self._stuck)
         self._agent.set_credit(places + self._wanted_prefetch() if self._wanted_types() else 0)
 
     def drain(self) -> None:
         """Start nothing more, and hand back what has not started."""
         self.draining = True
         self._agent.set_credit(0)
+        self._agent.confirm_at_once()
         self._release_all()
 
     def next_due(self) -> float:

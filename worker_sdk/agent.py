@@ -171,10 +171,6 @@ class Agent:
         self.outbox.clear()
         self._delivery.take_back()
 
-    def refuse(self, code: str, why: str) -> None:
-        """The broker does not let this worker connect, and will not."""
-        self.fault = Error(code, why)
-
     def receive(self, message: WorkerEvent, now: float) -> None:
         """Take in a message of the broker."""
         self._heard = now
@@ -274,8 +270,8 @@ class Agent:
                 self.fault = message
         elif message.code in ("unsupported", "denied"):
             if self.link is Link.WELCOMED:
-                # The broker has forgotten this worker, or never knew it: it was away too long. Or
-                # it may not go on as it is, which the answer to another hello will say for good.
+                # The broker does not know this worker: it was away too long. Or it may not go on
+                # as it is, which the answer to another hello will say for good.
                 self._delivery.take_back()
                 self._introduce(now)
         elif not key:

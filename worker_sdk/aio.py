@@ -28,6 +28,7 @@ from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
 from worker_sdk.graph import AnyJob, Duration, JobSpec
 from worker_sdk.ids import AnyId
+from worker_sdk.keys import AnyPath, chosen_keys
 from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES
 from worker_sdk.requests import JobOptions, Page, Request, Steps
 from worker_sdk.status import JobStatus
@@ -36,7 +37,6 @@ T = TypeVar("T")
 
 MOST_JOBS_SHARED = 1000
 MOST_BYTES_SHARED = 1024 * 1024
-
 PIPELINED = 4
 """Requests of one ``enqueue_many`` under way at a time."""
 
@@ -65,7 +65,7 @@ class AsyncClient:
 
     It belongs to the event loop that first uses it. The broker is at ``endpoint``, else where the
     environment's POINTSMAN_BROKER says, else at the default endpoint. A broker that does not
-    answer a request within ``timeout`` seconds raises BrokerUnreachable.
+    answer a request within ``timeout`` seconds raises BrokerUnreachable. Keys are as with Client.
     """
 
     def __init__(
@@ -74,8 +74,11 @@ class AsyncClient:
         timeout: float = 10.0,
         *,
         message_limit: int = DEFAULT_MESSAGE_LIMIT_BYTES,
+        key: AnyPath | None = None,
+        broker_key: AnyPath | None = None,
     ) -> None:
         self.endpoint = chosen_endpoint(endpoint)
+        self._keys = chosen_keys(key, broker_key)
         self.timeout = timeout
         self.message_limit = message_limit
         self._exchange = Exchange(self.endpoint, timeout)
@@ -250,10 +253,12 @@ class AsyncClient:
 
     def close_now(self) -> None:
         """What ``close`` does, for where nothing can be awaited."""
-        if self._closed:
-            return
-        self._closed = True
-        why = ClientClosed("the client was closed during the call")
+        if not self._closed:
+            self._closed = True
+            self._disconnect(ClientClosed("the client was closed during the call"))
+
+    def _disconnect(self, why: PointsmanError) -> None:
+        """Give up the connection, and all that waits for it."""
         gathered, self._gathered = self._gathered, []
         loop, self._loop = self._loop, None
         if loop is None:
@@ -263,6 +268,7 @@ class AsyncClient:
             loop.remove_reader(self._monitored.monitor.fileno())
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
             for job in gathered:
                 _fail(job.enqueued, why)
             for call in self._exchange.abandon_all(why):
@@ -296,7 +302,7 @@ class AsyncClient:
         if self._loop is not None:
             raise RuntimeError(f"{self!r} belongs to another event loop: make one for each loop")
         self._context = zmq.Context()
-        self._monitored = MonitoredSocket(self._context, zmq.DEALER, self.endpoint)
+        self._monitored = MonitoredSocket(self._context, zmq.DEALER, self.endpoint, self._keys)
         self._loop = loop
         loop.add_reader(self._monitored.socket.fileno(), self._turn)
         loop.add_reader(self._monitored.monitor.fileno(), self._on_monitor)
@@ -470,6 +476,8 @@ class AsyncClient:
     def _on_monitor(self) -> None:
         if self._monitored.was_disconnected():
             self._exchange.disconnected()
+            if self._monitored.refused is not None:  # the next call tries anew, on another socket
+                self._disconnect(self._monitored.refused)
             self._turn()
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:

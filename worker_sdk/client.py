@@ -21,6 +21,7 @@ from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
 from worker_sdk.graph import AnyJob, Duration, JobSpec
 from worker_sdk.ids import AnyId
+from worker_sdk.keys import AnyPath, Keys, chosen_keys
 from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES
 from worker_sdk.requests import JobOptions, Page, Request, Steps
 from worker_sdk.status import JobStatus
@@ -41,6 +42,10 @@ class Client:
     default endpoint. A broker that does not answer a request within ``timeout`` seconds raises
     BrokerUnreachable; restarts and lost messages shorter than that are not noticed.
 
+    ``key`` and ``broker_key``, for a broker with keys: the files of this side's secret key and of
+    the broker's public one, else those that POINTSMAN_KEY and POINTSMAN_BROKER_KEY name. Without
+    them nothing is encrypted.
+
     A client can be used by many threads at once; none waits for another. In a forked child it
     goes on with connections of its own.
     """
@@ -51,8 +56,11 @@ class Client:
         timeout: float = 10.0,
         *,
         message_limit: int = DEFAULT_MESSAGE_LIMIT_BYTES,
+        key: AnyPath | None = None,
+        broker_key: AnyPath | None = None,
     ) -> None:
         self.endpoint = chosen_endpoint(endpoint)
+        self._keys = chosen_keys(key, broker_key)
         self.timeout = timeout
         self.message_limit = message_limit
         self._closed = False
@@ -286,12 +294,14 @@ class Client:
     def _connect(self) -> "_Connection":
         if self._context is None:
             self._context = zmq.Context()
-        return _Connection(self._context, self.endpoint, self.timeout, lambda: self._closed)
+        return _Connection(
+            self._context, self.endpoint, self._keys, self.timeout, lambda: self._closed
+        )
 
     def _check_in(self, connection: "_Connection") -> None:
         with self._lock:
             self._in_use -= 1
-            if self._closed:
+            if self._closed or connection.is_refused:
                 connection.close()
                 self._leave_if_unused()
             else:
@@ -316,15 +326,21 @@ class _Connection:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
+        keys: Keys | None,
         timeout_s: float,
         is_closed: Callable[[], bool],
     ) -> None:
-        self._monitored = MonitoredSocket(context, zmq.REQ, endpoint)
+        self._monitored = MonitoredSocket(context, zmq.REQ, endpoint, keys)
         self._socket = self._monitored.socket
         self._exchange = Exchange(endpoint, timeout_s, window=1)
         self._is_closed = is_closed
         # What SNDTIMEO and RCVTIMEO are set to; setting them costs more than comparing.
         self._send_ms = self._receive_ms = -1
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the broker does not let this connection in."""
+        return self._monitored.refused is not None
 
     def begin(self, request: Request[Any]) -> Call:
         """Start a call, and send it if that is possible at once."""
@@ -347,7 +363,7 @@ class _Connection:
                 return
             limit_ms = math.ceil(1000 * min(LONGEST_BLOCK_S, max(0, (due or now) - now)))
             if exchange.is_under_way(call):
-                self._receive(limit_ms)
+                self._receive(call, limit_ms)
             elif exchange.next_to_send() is call:
                 self._send(call, limit_ms)
             else:
@@ -360,18 +376,24 @@ class _Connection:
         try:
             self._socket.send_multipart(call.frames[1:])
         except zmq.Again:
+            self._look_at_monitor(call)
             return
         self._exchange.sent(call, time.monotonic())
 
-    def _receive(self, limit_ms: int) -> None:
+    def _look_at_monitor(self, call: Call) -> None:
+        if self._monitored.was_disconnected():
+            self._exchange.disconnected()
+            if self._monitored.refused is not None:
+                self._exchange.abandon(call, self._monitored.refused)
+
+    def _receive(self, call: Call, limit_ms: int) -> None:
         if limit_ms != self._receive_ms:
             self._socket.setsockopt(zmq.RCVTIMEO, limit_ms)
             self._receive_ms = limit_ms
         try:
             frames = self._socket.recv_multipart()
         except zmq.Again:
-            if self._monitored.was_disconnected():
-                self._exchange.disconnected()
+            self._look_at_monitor(call)
             return
         self._exchange.receive(frames, time.monotonic())
 

@@ -5,9 +5,15 @@ import os
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from worker_sdk.errors import Denied
+from worker_sdk.keys import Keys
 from worker_sdk.messages import DEFAULT_ENDPOINT
 
 ENDPOINT_VARIABLE = "POINTSMAN_BROKER"
+
+REFUSALS = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+"""What a socket's monitor tells when the broker does not let it in."""
+_OTHER_MECHANISM = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 
 
 def chosen_endpoint(endpoint: str | None) -> str:
@@ -15,10 +21,37 @@ def chosen_endpoint(endpoint: str | None) -> str:
     return endpoint or os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT
 
 
+def refusal(event: int, value: int, endpoint: str, keys: Keys | None) -> Denied | None:
+    """What an event of a socket's monitor says of the broker's refusal, if that is what it says.
+
+    libzmq does not try again by itself after one.
+    """
+    if event == zmq.Event.HANDSHAKE_FAILED_AUTH and keys is not None:
+        return Denied(
+            f"the broker at {endpoint} does not let in the key {keys.own.public} "
+            f"({keys.own.name or 'without a name'})"
+        )
+    if event == zmq.Event.HANDSHAKE_FAILED_PROTOCOL and value == _OTHER_MECHANISM:
+        if keys is None:
+            return Denied(f"the broker at {endpoint} lets in none but keys that it knows")
+        return Denied(f"the broker at {endpoint} has no key: it does not prove who it is")
+    return None
+
+
 class MonitoredSocket:
     """A socket connected to the broker that tells when its connection breaks."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        kind: int,
+        endpoint: str,
+        keys: Keys | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self._keys = keys
+        # Set once the broker has refused the connection: this socket is of no use any more.
+        self.refused: Denied | None = None
         self.socket: zmq.Socket[bytes] = context.socket(kind)
         self.socket.setsockopt(zmq.LINGER, 0)
         # Queue nothing for a broker that is not there: what is to be sent stays with the Exchange,
@@ -34,8 +67,10 @@ class MonitoredSocket:
             # A request may be sent again, and only the newest one's answer counts.
             self.socket.setsockopt(zmq.REQ_RELAXED, 1)
             self.socket.setsockopt(zmq.REQ_CORRELATE, 1)
+        if keys is not None:
+            keys.put_on(self.socket)
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
-            zmq.EVENT_DISCONNECTED, f"inproc://monitor-{id(self)}"
+            zmq.EVENT_DISCONNECTED | REFUSALS, f"inproc://monitor-{id(self)}"
         )
         try:
             self.socket.connect(endpoint)
@@ -48,10 +83,12 @@ class MonitoredSocket:
         broke = False
         while True:
             try:
-                recv_monitor_message(self.monitor, zmq.NOBLOCK)
+                message = recv_monitor_message(self.monitor, zmq.NOBLOCK)
             except zmq.Again:
                 return broke
             broke = True
+            refused = refusal(message["event"], message["value"], self.endpoint, self._keys)
+            self.refused = refused or self.refused
 
     def close(self) -> None:
         """Close at once; what has not been sent is dropped."""

@@ -11,6 +11,7 @@ import pytest
 
 from worker_sdk.aio import AsyncClient
 from worker_sdk.client import Client
+from worker_sdk.keys import BROKER_KEY_VARIABLE, KEY_VARIABLE
 
 if TYPE_CHECKING:
     from broker import LocalBroker
@@ -23,6 +24,8 @@ def pointsman_broker(monkeypatch: pytest.MonkeyPatch) -> "Iterator[LocalBroker]"
 
     with LocalBroker() as broker:
         monkeypatch.setenv("POINTSMAN_BROKER", broker.endpoint)
+        for variable in (KEY_VARIABLE, BROKER_KEY_VARIABLE):  # this broker has no keys
+            monkeypatch.delenv(variable, raising=False)
         yield broker
 
 

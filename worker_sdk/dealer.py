@@ -16,12 +16,15 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from worker_sdk.agent import Agent, Link
+from worker_sdk.connection import REFUSALS, refusal
 from worker_sdk.encoding import pack, unpack_worker_event
 from worker_sdk.errors import ProtocolError
+from worker_sdk.keys import Keys
+from worker_sdk.messages import Error
 
 log = logging.getLogger("worker_sdk")
 
-_EVENTS = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+_EVENTS = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED | REFUSALS
 _UNANSWERED_S = 5.0
 """How long to wait for a welcome before saying in the log that none comes."""
 
@@ -29,8 +32,9 @@ _UNANSWERED_S = 5.0
 class Dealer:
     """The connection of one agent to its broker, made anew by ZeroMQ whenever it breaks."""
 
-    def __init__(self, endpoint: str, agent: Agent) -> None:
+    def __init__(self, endpoint: str, agent: Agent, keys: Keys | None = None) -> None:
         self.endpoint = endpoint
+        self._keys = keys
         self._agent = agent
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._open()
@@ -59,6 +63,8 @@ class Dealer:
         # A broker whose machine vanished is noticed by ZeroMQ's own heartbeats.
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)
+        if self._keys is not None:
+            self._keys.put_on(socket)
         return socket
 
     def exchange(self, now: float) -> None:
@@ -112,7 +118,11 @@ class Dealer:
 
     def _follow_connection(self, now: float) -> None:
         while _has_input(self._monitor):
-            event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            message = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+            event = message["event"]
+            refused = refusal(event, message["value"], self.endpoint, self._keys)
+            if refused is not None:
+                self._agent.fault = Error(refused.code, str(refused))
             self._unsent.clear()
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._agent.connected(now)

@@ -29,6 +29,7 @@ from worker_sdk.errors import ClientClosed, PointsmanError, from_wire
 from worker_sdk.executors import Child, Ended, EventLoop
 from worker_sdk.handlers import Handler, Succeeded, Verdict, run, too_large
 from worker_sdk.job import Job
+from worker_sdk.keys import Keys
 from worker_sdk.messages import Assignment, Error, Inputs, Ok
 from worker_sdk.rest import Rest
 from worker_sdk.workload import Workload
@@ -57,12 +58,13 @@ class Hands:
         workload: Workload,
         handlers: Mapping[str, Handler],
         concurrency: int,
+        keys: Keys | None = None,
     ) -> None:
         self._agent = agent
         self._workload = workload
         self._handlers = handlers
         self._concurrency = concurrency
-        self._dealer = Dealer(endpoint, agent)
+        self._dealer = Dealer(endpoint, agent, keys)
         # Guards everything here, the agent, the workload and the socket.
         self._lock = threading.Lock()
         # Told when a job ended or something came, if `_observers` wait for that.

@@ -35,6 +35,7 @@ from worker_sdk.errors import (
 from worker_sdk.handlers import unicode_only
 from worker_sdk.ids import AnyId, as_text
 from worker_sdk.job import Job
+from worker_sdk.keys import AnyPath, chosen_keys
 from worker_sdk.messages import (
     DEFAULT_CHANNEL,
     Assignment,
@@ -92,6 +93,8 @@ class SessionJob(Job):
 class WorkerSession:
     """Takes jobs of some types one by one; may be used by several threads at the same time.
 
+    `key` and `broker_key`, for a broker with keys, are those of Client.
+
     ```
     with WorkerSession(types=["resize"]) as session:
         while job := session.dequeue(timeout=60):
@@ -106,15 +109,18 @@ class WorkerSession:
         *,
         channels: Iterable[str] = (DEFAULT_CHANNEL,),
         name: str | None = None,
+        key: AnyPath | None = None,
+        broker_key: AnyPath | None = None,
     ) -> None:
         self.endpoint = chosen_endpoint(endpoint)
+        keys = chosen_keys(key, broker_key)
         self._agent = Agent(
             types=checked_types(types),
             channels=checked_channels(channels),
             name=name or default_name(),
             session=uuid4().hex,
         )
-        self._dealer = Dealer(self.endpoint, self._agent)
+        self._dealer = Dealer(self.endpoint, self._agent, keys)
         self._pid = os.getpid()
         # Guards all that follows, the agent and the socket; told when anything has come.
         self._lock = threading.Lock()

@@ -128,6 +128,8 @@ class Server:
     def _send(self, effects: Effects, refusals: list[tuple[Origin, Message]]) -> None:
         """Send what follows from the turn, now that it is committed."""
         guard = self._guard
+        for origin, request in effects.over:
+            self._post(origin, self._answer(origin, request))
         for origin, refusal in refusals:
             self._post(origin, refusal)
         for origin, message in effects.replies:
@@ -138,10 +140,12 @@ class Server:
                     lost = Undelivered(dispatch.origin[0], tuple([job.id for job in jobs]))
                     self._undelivered.append((dispatch.origin, lost))
         for origin, request in effects.reads:
-            if guard is None:
-                self._post(origin, self._queries.answer(request))
-            else:
-                self._post(origin, guard.answer(self._queries, origin, request))
+            self._post(origin, self._answer(origin, request))
+
+    def _answer(self, origin: Origin, request: Message) -> Message:
+        if self._guard is None:
+            return self._queries.answer(request)
+        return self._guard.answer(self._queries, origin, request)
 
     def _post(self, origin: Origin, message: Message) -> bool:
         """Send one message; say whether it is on its way. Never blocks: a peer that has gone, or

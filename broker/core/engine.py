@@ -80,6 +80,8 @@ class Effects:
     """What follows from a turn: first commit `writes`, then send the rest, in this order."""
 
     writes: Writes
+    over: list[tuple[Origin, Message]] = field(default_factory=list)
+    """Waits that are over, to be answered like `reads`, but first: somebody waits for them."""
     replies: list[tuple[Origin, Message]] = field(default_factory=list)
     dispatches: list[Dispatch] = field(default_factory=list)
     reads: list[tuple[Origin, Message]] = field(default_factory=list)
@@ -168,7 +170,7 @@ class Engine:
         for (worker, reason), ids in life.stops.items():
             effects.replies.append((worker.origin, CancelRunning(tuple(ids), reason)))
         life.stops.clear()
-        effects.reads.extend(life.waits.over)
+        effects.over.extend(life.waits.over)
         life.waits.over.clear()
         effects.writes = life.take_writes()
         life.lanes.sweep()

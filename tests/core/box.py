@@ -194,6 +194,8 @@ class Box:
             self.store.commit(effects.writes)
         if self.checked:
             check(self.engine)
+        for origin, request in effects.over:
+            self._deliver(origin, self.queries.answer(request))
         for origin, message in effects.replies:
             self._deliver(origin, message)
         for dispatch in effects.dispatches:

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import click
 
 from broker import __version__
-from broker.cli import jobs, processes
+from broker.cli import jobs, keys, processes
 from broker.cli.options import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError, Invocation
 from broker.config import ConfigError
 from worker_sdk import BrokerUnreachable, InvalidRequest, PointsmanError
+from worker_sdk.keys import KeyFileError
 
 EXIT_INTERRUPTED = 130
 """What shells give for a program that Ctrl-C ended."""
@@ -39,7 +40,7 @@ def cli(context: click.Context) -> None:
         context.exit(EXIT_USAGE)
 
 
-for command in (*processes.COMMANDS, *jobs.COMMANDS):
+for command in (*processes.COMMANDS, *jobs.COMMANDS, keys.keys):
     cli.add_command(command)
 
 
@@ -75,6 +76,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokerUnreachable as error:
         invocation.tell_error(str(error), code="unreachable")
         return EXIT_UNREACHABLE
+    except KeyFileError as error:
+        invocation.tell_error(str(error), code=error.code)
+        return EXIT_USAGE
     except PointsmanError as error:
         invocation.tell_error(str(error), code=error.code, ids=error.ids)
         return EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_REFUSED

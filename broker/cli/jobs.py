@@ -12,6 +12,7 @@ from msgspec import Raw
 from broker.cli.options import (
     EXIT_REFUSED,
     CommandError,
+    Invocation,
     broker_option,
     dependency,
     job_id,
@@ -242,7 +243,8 @@ def ping(broker: str | None, patience: float, as_json: bool) -> None:
 
 
 def _connect(broker: str | None, patience_s: float) -> Client:
-    return Client(broker, timeout=patience_s)
+    invocation = click.get_current_context().find_object(Invocation) or Invocation()
+    return Client(broker, timeout=patience_s, key=invocation.key, broker_key=invocation.broker_key)
 
 
 def _wait_for(client: Client, ids: Sequence[UUID], timeout_s: float | None, as_json: bool) -> int:

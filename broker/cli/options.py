@@ -37,6 +37,9 @@ class Invocation:
 
     as_json: bool = False
     """Whether output, errors too, is for programs; set as soon as the flag has been read."""
+    key: str | None = None
+    broker_key: str | None = None
+    """The key files that the command line names."""
 
     def tell_error(
         self, message: str, *, where: str = "pointsman", code: str = "", ids: Iterable[UUID] = ()
@@ -171,4 +174,28 @@ def broker_option(command: Command) -> Command:
         show_default=True,
         help="How long to try to reach the broker.",
     )
-    return url(patience(command))
+    return url(key_options(patience(command)))
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if context.obj is not None and parameter.name is not None:
+        setattr(context.obj, parameter.name, value)
+
+
+def key_options(command: Command) -> Command:
+    """Give ``command`` the options for a broker with keys; their values are the Invocation's."""
+    own = click.option(
+        "--key",
+        metavar="FILE",
+        expose_value=False,
+        callback=_keep,
+        help="The file of your secret key, for a broker with keys (also: POINTSMAN_KEY).",
+    )
+    brokers = click.option(
+        "--broker-key",
+        metavar="FILE",
+        expose_value=False,
+        callback=_keep,
+        help="The file of the broker's public key (also: POINTSMAN_BROKER_KEY).",
+    )
+    return own(brokers(command))

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from broker import log as logs
-from broker.cli.options import CommandError, endpoint, json_option
+from broker.cli.options import CommandError, Invocation, endpoint, json_option, key_options
 from broker.cli.output import write_json
 from broker.config import Config, load, settings, show
 from broker.kinds import Switch
@@ -101,6 +101,7 @@ def serve(
     show_default=True,
     help="The least important events to log.",
 )
+@key_options
 @json_option
 def worker(target: str, broker: str | None, log_level: str, as_json: bool) -> None:
     """Run the worker that stands in MODULE under the name WORKER (left out: worker).
@@ -113,6 +114,9 @@ def worker(target: str, broker: str | None, log_level: str, as_json: bool) -> No
     found = find_worker(target)
     if broker is not None:
         found.endpoint = broker
+    invocation = click.get_current_context().find_object(Invocation) or Invocation()
+    found.key = invocation.key or found.key
+    found.broker_key = invocation.broker_key or found.broker_key
     found.run()
 
 

@@ -45,7 +45,10 @@ class Dealer:
             self.close(linger_s=0)
             raise ValueError(f"{endpoint!r} is not an endpoint to connect to: {error}") from None
         # What wakes a thread that waits for news: readable when `exchange` may have work.
-        self.descriptors: tuple[int, int] = (int(self._socket.fd), int(self._monitor.fd))
+        self._monitor_descriptor = int(self._monitor.fd)
+        self.descriptors = (int(self._socket.fd), self._monitor_descriptor)
+        # Set when connections may have come or gone.
+        self._look_at_monitor = True
         # Packed messages that did not fit into the queue yet.
         self._unsent: deque[list[bytes]] = deque()
         # When to complain that there is no broker; None while there is one.
@@ -67,11 +70,21 @@ class Dealer:
             self._keys.put_on(socket)
         return socket
 
-    def exchange(self, now: float) -> None:
-        """Send what the agent has to say and give it all that came, until neither has more."""
+    def woken_by(self, readable: list[int]) -> None:
+        """Take note of which `descriptors` were found readable; needs no lock."""
+        if self._monitor_descriptor in readable:
+            self._look_at_monitor = True
+
+    def exchange(self, now: float, *, until_ready: bool = False) -> None:
+        """Send what the agent has to say and give it all that came, until neither has more.
+
+        With `until_ready`, stop as soon as a job is ready: then nobody may rest on the descriptors
+        before the next exchange, as they are silent about what was left.
+        """
         agent = self._agent
         socket = self._socket
-        if _has_input(self._monitor):
+        if self._look_at_monitor:
+            self._look_at_monitor = False
             self._follow_connection(now)
         agent.flush(now)
         while True:
@@ -87,6 +100,8 @@ class Dealer:
                     break
                 continue
             self._receive(now)
+            if until_ready and agent.ready:
+                break
             agent.flush(now)
         if self._complain_at is not None:
             self._watch_for_welcome(now)

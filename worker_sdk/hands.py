@@ -159,18 +159,17 @@ class Hands:
                 else:
                     self._resting.append(rest)
                     until_s = None
-            rest.rest(watching=watching, until_s=until_s)
+            self._dealer.woken_by(rest.rest(watching=watching, until_s=until_s))
 
     def _take(self, now: float) -> Job | None:
         """The next job for the calling hand, with the connection used before as the rule says."""
         if self._is_over:
             return None
         ready = self._agent.ready
-        if (
-            not ready
-            or now - self._exchanged > FLUSH_S
-            or not self._workload.is_fleeting(ready[0].type)
-        ):
+        if not ready:
+            # Nobody relies on the descriptors now, so the first job found may run at once.
+            self._exchange(now, until_ready=self._watcher is None)
+        elif now - self._exchanged > FLUSH_S or not self._workload.is_fleeting(ready[0].type):
             self._exchange(now)
         assignment = self._pick(now, runs_handlers=True)
         if assignment is None:
@@ -202,11 +201,11 @@ class Hands:
 
     def _end(self, job: Job, verdict: Verdict, seconds: float) -> None:
         assignment = job._assignment
-        self._workload.ended(assignment, seconds)
+        self._workload.ended(assignment, seconds, was_canceled=job.canceled)
         if self._jobs.get(assignment.id) is job:
             del self._jobs[assignment.id]
         if job.canceled:
-            self._workload.stuck -= 1
+            pass  # its outcome is void
         elif isinstance(verdict, Succeeded):
             limit_bytes = self._agent.message_limit_bytes
             if len(verdict.result) + _ENVELOPE_BYTES > limit_bytes:
@@ -246,7 +245,7 @@ class Hands:
                 if watching:
                     self._use_connection(now)
                     until_s = self._watch(rest) - now
-            rest.rest(watching=watching, until_s=until_s)
+            self._dealer.woken_by(rest.rest(watching=watching, until_s=until_s))
 
     def _use_connection(self, now: float) -> None:
         """Exchange, and see to it that what came is run: for threads that run no handlers."""
@@ -288,11 +287,11 @@ class Hands:
 
     # ---- the connection ------------------------------------------------------------------------
 
-    def _exchange(self, now: float) -> None:
+    def _exchange(self, now: float, *, until_ready: bool = False) -> None:
         """Send all there is to send and take in all that came; with the lock held."""
         agent = self._agent
         self._workload.adjust(now)
-        self._dealer.exchange(now)
+        self._dealer.exchange(now, until_ready=until_ready)
         self._exchanged = now
         if agent.stopped:
             self._stop_jobs()
@@ -315,7 +314,7 @@ class Hands:
         for assignment, reason in self._agent.stopped:
             job = self._jobs.get(assignment.id)
             if job is not None and job._assignment is assignment:
-                self._workload.stuck += 1
+                self._workload.canceled()
                 job._stop(reason)
         self._agent.stopped.clear()
 
@@ -402,7 +401,7 @@ class Hands:
         for job in list(self._jobs.values()):
             if not job.canceled:
                 log.warning("job %s has not ended within the grace time: handed back", job.id)
-                self._workload.stuck += 1
+                self._workload.canceled()
                 self._agent.release([job._assignment])
                 job._stop("leaving")
 

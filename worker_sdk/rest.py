@@ -36,14 +36,18 @@ class Rest:
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._call_out, b"\0")
 
-    def rest(self, *, watching: bool = False, until_s: float | None = None) -> None:
-        """Rest for so many seconds at most; `watching`: the descriptors end it too."""
+    def rest(self, *, watching: bool = False, until_s: float | None = None) -> list[int]:
+        """Rest for so many seconds at most; `watching`: the descriptors end it too.
+
+        Gives those that are readable.
+        """
         if until_s is None or until_s == NEVER:
             until_s = _LONGEST_S
         poll = self._everything if watching else self._calls_only
-        for descriptor, _ in poll.poll(max(0, ceil(until_s * 1000))):
-            if descriptor == self._call_in:
-                os.read(self._call_in, 4096)
+        readable = [descriptor for descriptor, _ in poll.poll(max(0, ceil(until_s * 1000)))]
+        if self._call_in in readable:
+            os.read(self._call_in, 4096)
+        return readable
 
     def close(self) -> None:
         """Give the descriptors back; nobody may rest here any more."""

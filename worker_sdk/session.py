@@ -325,7 +325,7 @@ class WorkerSession:
                 self._exchange()
                 self._resting_until = self._dealer.next_due()
                 until_s = self._resting_until - monotonic()
-            self._rest.rest(watching=True, until_s=until_s)
+            self._dealer.woken_by(self._rest.rest(watching=True, until_s=until_s))
 
     def _exchange(self) -> None:
         """Send all there is to send and take in all that came; with the lock held."""

@@ -136,11 +136,10 @@ def test_a_handler_that_goes_on_after_its_cancel_takes_a_place() -> None:
     shift.arrive(2)
     job, _ = shift.start()
 
-    shift.workload.stuck += 1
+    shift.workload.canceled()
     assert shift.credit() == 1
 
-    shift.workload.ended(job, 1.0)
-    shift.workload.stuck -= 1
+    shift.workload.ended(job, 1.0, was_canceled=True)
     assert shift.credit() == 2
 
 

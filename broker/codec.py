@@ -121,6 +121,10 @@ class _Envelope(msgspec.Struct):
     req: Raw | UnsetType = UNSET
 
 
+_OUTLINES: msgspec.json.Decoder[_Outline | _Envelope] = msgspec.json.Decoder(_Outline)
+_ENVELOPES: msgspec.json.Decoder[_Outline | _Envelope] = msgspec.json.Decoder(_Envelope)
+
+
 def _explain(payload: bytes, error: Exception) -> Error:
     if isinstance(error, UnicodeDecodeError):
         return Error("invalid", f"not UTF-8: {error.reason} at byte {error.start}")
@@ -146,16 +150,15 @@ def _explain(payload: bytes, error: Exception) -> Error:
 
 
 def _outline(payload: bytes) -> _Outline | _Envelope | None:
-    try:
-        return msgspec.json.decode(payload, type=_Outline)
-    except msgspec.ValidationError:
-        pass
-    except (msgspec.DecodeError, RecursionError):
-        return None
-    try:
-        return msgspec.json.decode(payload, type=_Envelope)
-    except msgspec.ValidationError:
-        return _Envelope()
+    for decoder in (_OUTLINES, _ENVELOPES):
+        try:
+            return decoder.decode(payload)
+        except msgspec.ValidationError:
+            # Before what is no JSON, perhaps: the next one may still find that.
+            continue
+        except (msgspec.DecodeError, RecursionError):
+            return None
+    return _Envelope()
 
 
 def _text(raw: Raw | UnsetType) -> str | None:

@@ -12,13 +12,12 @@ from broker.core.graph import condition_holds, name_of
 from broker.core.job import CANCELED, FINISHED, RUNNING, STATE_NAMES, Job
 from broker.core.life import Life
 from broker.core.limits import Limits
-from broker.core.records import Archive, Record
+from broker.core.records import Archive, Record, record_of
 from broker.core.refusal import Refused, listed, not_exist
 from worker_sdk.messages import Dependency
 
 _Dependencies = tuple[str | Dependency, ...]
 _decode_dependencies = msgspec.json.Decoder(_Dependencies).decode
-_encode_dependencies = msgspec.json.Encoder().encode
 _PRUNED_AT_A_TIME = 1000
 
 
@@ -189,29 +188,3 @@ def restore(life: Life, record: Record) -> None:
     job.spared = record.spared
     job.due = record.due
     life.restore(job, record.started if record.state == RUNNING else None)
-
-
-def record_of(job: Job) -> Record:
-    """Give an ended job as a store will give it back."""
-    outcome, lane = job.outcome, job.terms.lane
-    assert outcome is not None
-    return Record(
-        seq=job.seq,
-        id=job.id,
-        type=lane.type,
-        channel=lane.channel,
-        terms=job.terms.encoded,
-        args=job.args,
-        dependencies=_encode_dependencies(job.dependencies) if job.dependencies else b"[]",
-        queued=job.queued,
-        state=job.state,
-        attempt=job.attempt,
-        spared=job.spared,
-        due=None,
-        started=outcome.started,
-        ended=outcome.ended,
-        result=outcome.result,
-        error=outcome.error,
-        reason=outcome.reason,
-        culprit=outcome.culprit,
-    )

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from msgspec import Struct
+import msgspec
 
 from broker.core.job import Job
 
+_encode = msgspec.json.Encoder().encode
 
-class Record(Struct, gc=False):
+
+class Record(msgspec.Struct, gc=False):
     """A job as a store gives it back. Times are seconds since the epoch."""
 
     seq: int
@@ -71,3 +73,31 @@ class Archive(Protocol):
     @property
     def ended_count(self) -> int:
         """How many ended jobs are kept. O(1)."""
+
+
+def record_of(job: Job) -> Record:
+    """Give a job, live or ended, as a store gives it back."""
+    lane, run, outcome = job.terms.lane, job.run, job.outcome
+    record = Record(
+        seq=job.seq,
+        id=job.id,
+        type=lane.type,
+        channel=lane.channel,
+        terms=job.terms.encoded,
+        args=job.args,
+        dependencies=_encode(job.dependencies) if job.dependencies else b"[]",
+        queued=job.queued,
+        state=job.state,
+        attempt=job.attempt,
+        spared=job.spared,
+        due=job.due,
+        started=run.started if run is not None else None,
+    )
+    if outcome is not None:
+        record.started = outcome.started
+        record.ended = outcome.ended
+        record.result = outcome.result
+        record.error = outcome.error
+        record.reason = outcome.reason
+        record.culprit = outcome.culprit
+    return record

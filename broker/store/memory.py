@@ -7,15 +7,11 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress, islice
 
-import msgspec
-
 from broker.core.graph import name_of
-from broker.core.history import record_of
 from broker.core.job import Job
-from broker.core.records import Record, Writes
+from broker.core.records import Record, Writes, record_of
 from broker.store.base import StoreError
 
-_encode = msgspec.json.Encoder().encode
 _SQUEEZE_FROM = 64
 
 
@@ -124,7 +120,7 @@ class MemoryStore:
     def load(self) -> Iterator[Record]:
         """Give all live jobs in the order of `seq`."""
         for job in self._live:
-            yield _record_of_live(job)
+            yield record_of(job)
 
     def find(self, ids: Sequence[str]) -> dict[str, Record]:
         """Give those of `ids` that are ended jobs."""
@@ -166,25 +162,6 @@ class MemoryStore:
 
     def close(self) -> None:
         """Do nothing: what there is goes with the object."""
-
-
-def _record_of_live(job: Job) -> Record:
-    lane, run = job.terms.lane, job.run
-    return Record(
-        seq=job.seq,
-        id=job.id,
-        type=lane.type,
-        channel=lane.channel,
-        terms=job.terms.encoded,
-        args=job.args,
-        dependencies=_encode(job.dependencies) if job.dependencies else b"[]",
-        queued=job.queued,
-        state=job.state,
-        attempt=job.attempt,
-        spared=job.spared,
-        due=job.due,
-        started=run.started if run is not None else None,
-    )
 
 
 class _Line:

@@ -10,10 +10,9 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from broker.core.history import record_of
 from broker.core.job import Job, Outcome, Run, State
 from broker.core.lanes import Lanes
-from broker.core.records import Record, Writes
+from broker.core.records import Record, Writes, record_of
 from broker.store.base import Store, StoreError
 from broker.store.memory import MemoryStore
 from broker.store.sqlite import SqliteStore
@@ -126,9 +125,9 @@ class SqliteDisk:
         old, new = before.get(log, b""), bytearray(after[log])
         whole = True
         for at in range(0, len(new), _SECTOR):
-            if old[at : at + _SECTOR] != new[at : at + _SECTOR] and self._dice.random() < 0.3:
-                there = old[at : at + _SECTOR]
-                new[at : at + _SECTOR] = there.ljust(len(new[at : at + _SECTOR]), b"\0")
+            there = old[at : at + _SECTOR].ljust(len(new[at : at + _SECTOR]), b"\0")
+            if there != new[at : at + _SECTOR] and self._dice.random() < 0.3:
+                new[at : at + _SECTOR] = there
                 whole = False
         self._torn = {self._path.name: after[self._path.name], log: bytes(new)}
         return whole

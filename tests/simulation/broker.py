@@ -159,8 +159,8 @@ class BrokerHost:
             time=clock,
             os=system,
             Engine=WatchedEngine,
-            Watch=lambda router, busy_poll_s: _Watch(host),
-            bind_router=lambda context, config: (_Router(host), ["simulated"]),
+            Watch=lambda *_: _Watch(host),
+            bind_router=lambda *_: (_Router(host), ["simulated"]),
         ):
             yield
 

@@ -329,6 +329,7 @@ class Model(Rules):
         if job.state != "ready":
             raise Refuse("canceled" if job.state == "canceled" else "not_ready", [job.id])
         self._start(job, worker)
+        job.was_claimed = True
         self.claimed.append((origin, message.req, job.id, job.attempt))
 
     def inputs(self, origin: Origin, message: m.Inputs) -> None:

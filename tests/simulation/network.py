@@ -77,6 +77,9 @@ class Network:
         self._dice = world.dice("network")
         self._latency = world.plan.speed / 1000
         self._connections = 0
+        # Peers without a connection -> the number of the attempt to make one that counts.
+        self._try_of: dict[Peer, int] = {}
+        self._tries = 0
         world.now_and_then("cut", lambda: self._befall(self.cut))
         world.now_and_then("half_open", lambda: self._befall(self._mute))
 
@@ -84,14 +87,22 @@ class Network:
 
     def connect(self, peer: Peer, leftovers: list[Frames] | None = None) -> None:
         """Have a connection made for a peer as soon as the broker is there."""
-        self.world.after(self._dice.uniform(0.001, 0.1), self._try, peer, leftovers, True)
+        delay = self._dice.uniform(0.001, 0.1)
+        self.world.after(delay, self._try, peer, leftovers, True, self._newest_try(peer))
 
-    def _try(self, peer: Peer, leftovers: list[Frames] | None, tell: bool) -> None:
-        if peer.is_gone or peer.connection is not None:
+    def _newest_try(self, peer: Peer) -> int:
+        self._tries += 1
+        self._try_of[peer] = self._tries
+        return self._tries
+
+    def _try(self, peer: Peer, leftovers: list[Frames] | None, tell: bool, number: int) -> None:
+        if peer.is_gone or self._try_of.get(peer) != number:
             return
         if not self.is_broker_up:
-            self.world.after(self._dice.uniform(0.05, 0.3), self._try, peer, leftovers, tell)
+            delay = self._dice.uniform(0.05, 0.3)
+            self.world.after(delay, self._try, peer, leftovers, tell, number)
             return
+        del self._try_of[peer]
         self._connections += 1
         connection = Connection(b"\0c%03d" % self._connections, peer)
         self.by_identity[connection.identity] = connection
@@ -124,7 +135,7 @@ class Network:
             return
         peer.connection = None
         if silently:
-            self._try(peer, connection.leftovers, False)
+            self._try(peer, connection.leftovers, False, self._newest_try(peer))
         else:
             peer.disconnected()
             self.connect(peer, connection.leftovers)

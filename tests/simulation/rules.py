@@ -6,7 +6,7 @@ jobs are in one dict, and every question is answered by looking.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
@@ -34,6 +34,8 @@ class MJob:
     due: float | None = None
     ready_no: int = 0
     in_front: bool = False
+    was_claimed: bool = False
+    """Its old place in the queue counts if it is ready again before that has come up."""
     alarm: int = 0
     progress: m.Raw | None = None
     ended: float | None = None
@@ -481,14 +483,17 @@ class Rules:
                     self._check_order(job, jobs.values(), same_lane=its_lane == lane)
 
     @staticmethod
-    def _check_order(job: MJob, left: Iterable[MJob], *, same_lane: bool) -> None:
+    def _check_order(job: MJob, left: Collection[MJob], *, same_lane: bool) -> None:
+        has_shifted = any(other.in_front or other.was_claimed for other in left)
         for other in left:
             if other.spec.priority > job.spec.priority:
                 raise Violation(f"{job.id} started before {other.id} of a higher priority")
-            if other.spec.priority < job.spec.priority or job.in_front:
+            if other.spec.priority < job.spec.priority or job.in_front or job.was_claimed:
                 continue
             if other.in_front and same_lane:
                 raise Violation(f"{job.id} started before {other.id}, which was handed back")
+            if has_shifted and not same_lane:
+                continue  # who stands first there may have a later number than those behind
             if not other.in_front and other.ready_no < job.ready_no:
-                raise Violation(f"{job.id} started before {other.id}, which was ready first")
+                raise Violation(f"{job!r}, ready {job.ready_no}, started before {other!r}, ready {other.ready_no}")
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tests.simulation.crew import Crew
 
 
+_ROUNDS_MOST = 50
+
+
 class Script(msgspec.Struct):
     """What a job does, as its args say."""
 
@@ -45,7 +48,11 @@ class SimWorker:
         self.dice = crew.world.dice(f"worker/{self.name}")
         self.types, self.channels = crew.trade(place)
         self.agent = Agent(
-            types=self.types, session=self.name, channels=self.channels, name=self.name
+            types=self.types,
+            session=self.name,
+            channels=self.channels,
+            name=self.name,
+            confirm_interval_s=self.dice.choice((0.0, 0.005)),
         )
         self.concurrency = crew.world.plan.concurrency
         self.workload = Workload(self.agent, self.concurrency)
@@ -121,7 +128,7 @@ class SimWorker:
         if self.is_gone or self.is_paused:
             return
         agent, workload, now = self.agent, self.workload, self.world.now
-        while True:
+        for _ in range(_ROUNDS_MOST):
             self._take_replies()
             self._stop_stopped()
             while (assignment := workload.take(now)) is not None:
@@ -137,6 +144,8 @@ class SimWorker:
             agent.tick(now)
             if agent.link is Link.AWAY and not agent.reconnect:
                 break
+        else:
+            raise Violation(f"{self} has always something due, and nothing to do")
         agent.refused.clear()
         if agent.fault is not None:
             raise Violation(f"{self} is refused for good: {agent.fault}")
@@ -187,7 +196,8 @@ class SimWorker:
             token = (stopped.assignment.id, stopped.assignment.attempt)
             if token in self._running:
                 self._stuck.add(token)
-                self.workload.stuck += self._running[token]
+                if self._running[token]:
+                    self.workload.canceled()
                 if not self.world.strikes("handler_late", self.dice):
                     self.world.after(
                         self.dice.uniform(0, 0.01), self._end, stopped.assignment, self.world.now
@@ -244,11 +254,10 @@ class SimWorker:
             return
         agent = self.agent
         takes_place = self._running.pop(token)
+        is_stuck = token in self._stuck
+        self._stuck.discard(token)
         if takes_place:
-            self.workload.ended(assignment, self.world.now - began)
-        if token in self._stuck:
-            self._stuck.discard(token)
-            self.workload.stuck -= takes_place
+            self.workload.ended(assignment, self.world.now - began, was_canceled=is_stuck)
         script = _decode_script(assignment.args)
         result = b'{"of":"%s","attempt":%d}' % (assignment.id.encode(), assignment.attempt)
         final = script.does == "final"

@@ -165,6 +165,7 @@ class Delivery:
             self._postponed.extend(self._unasked)
             self._postponed_until = min(self._postponed_until, now + BUSY_RETRY_S)
             self._unasked = []
+            self._ask_at = NEVER
 
     def _refuse_one(self, ending: Ending, code: str, message: str, now: float) -> None:
         if code in _TRY_AGAIN:
@@ -180,6 +181,7 @@ class Delivery:
             self._requeue(batch.endings)
         self._sent.clear()
         unasked, self._unasked = self._unasked, []
+        self._ask_at = NEVER
         self._again.update(ending.id for ending in unasked)
         self._requeue(unasked)
 

@@ -111,3 +111,19 @@ def test_whoever_leaves_asks_at_once() -> None:
 
     (question,) = sent(agent)
     assert question.req is not UNSET
+
+
+def test_nothing_is_due_after_a_reconnect_if_nothing_is_left_to_ask_after() -> None:
+    agent, (only,) = patient(1)
+    agent.finish(only, b"1")
+    agent.flush(1.0)
+    agent.receive(Error("not_running", "is over", (only.id,)), 1.1)
+    agent.disconnected()
+    agent.outbox.clear()
+
+    agent.connected(2.0)
+    welcome = Welcome(version="1", heartbeat=2.5, heartbeat_limit=10.0, message_limit=10**6)
+    welcome.req = agent.outbox[0].req
+    agent.receive(welcome, 2.0)
+
+    assert agent.next_due() > 2.0

@@ -52,7 +52,7 @@ class SimWorker:
             session=self.name,
             channels=self.channels,
             name=self.name,
-            confirm_interval_s=self.dice.choice((0.0, 0.005)),
+            confirm_interval_s=self.dice.choice((0.0, 0.2)),
         )
         self.concurrency = crew.world.plan.concurrency
         self.workload = Workload(self.agent, self.concurrency)

@@ -48,13 +48,21 @@ def revoke(path: Path, name: str) -> Grant:
             return text
         blank = "[ \\t]*"
         table = rf"^{blank}\[{blank}keys{blank}\.{blank}[\"']?{name}[\"']?{blank}\].*$"
-        return re.sub(table, r"\g<0>\nrevoked = true", text, count=1, flags=re.MULTILINE)
+        changed = re.sub(table, r"\g<0>\nrevoked = true", text, count=1, flags=re.MULTILINE)
+        if not _is_revoked(changed, name):
+            raise PolicyError(f"policy {path}: {name!r} is to be revoked by hand: revoked = true")
+        return changed
 
     with _locked(path):
-        policy = _change(path, revoked)
-    if not any(each.name == name and each.revoked for each in policy.grants):
-        raise PolicyError(f"policy {path}: key {name!r} is to be revoked by hand: revoked = true")
+        _change(path, revoked)
     return found[0]
+
+
+def _is_revoked(text: str, name: str) -> bool:
+    try:
+        return any(each.name == name and each.revoked for each in parse(text.encode()).grants)
+    except PolicyError:  # it says otherwise already
+        return False
 
 
 def _table(grant: Grant) -> str:
@@ -82,16 +90,16 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _change(path: Path, change: Callable[[str, Policy], str]) -> Policy:
-    """Put what `change` makes of the file in its place; give the policy that it now holds."""
+def _change(path: Path, change: Callable[[str, Policy], str]) -> None:
+    """Put what `change` makes of the file in its place."""
     path = path.resolve()
     exists = path.exists()
     before = load(path) if exists else Policy()
     text = path.read_text(encoding="utf-8") if exists else ""
     changed = change(text, before)
-    policy = parse(changed.encode(), f"policy {path}")
+    parse(changed.encode(), f"policy {path}")
     if changed == text:
-        return policy
+        return
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         mode = path.stat().st_mode & 0o777 if exists else _MODE
@@ -105,4 +113,3 @@ def _change(path: Path, change: Callable[[str, Policy], str]) -> Policy:
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise PolicyError(f"policy {path}: {error.strerror or error}") from None
-    return policy

@@ -20,7 +20,7 @@ class RestartableBroker:
 
     def __init__(self, file: Path) -> None:
         self._store = f"sqlite:{file}"
-        self._broker = LocalBroker(self._store)
+        self._broker = LocalBroker(self._store, grace=2)
         self._broker.start()
         self.endpoint = self._broker.endpoint
 
@@ -28,7 +28,7 @@ class RestartableBroker:
         self._broker.stop()
 
     def come_back(self) -> None:
-        self._broker = LocalBroker(self._store, bind=self.endpoint)
+        self._broker = LocalBroker(self._store, bind=self.endpoint, grace=2)
         self._broker.start()
 
 

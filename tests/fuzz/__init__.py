@@ -1,0 +1,1 @@
+"""Everything that takes something from outside is given what nobody would think of."""

@@ -359,6 +359,7 @@ class Guard:
             refused = astray(by_id | dict.fromkeys(hidden, "not_exist"))
             error.code, error.message = refused.code, refused.message
             error.codes = refused.codes
+            error.recorded = tuple([id for id in error.recorded if id not in hidden])
 
     def _grant(self, origin: Origin) -> Grant | None:
         return self._policy.grant(origin[0].key) if isinstance(origin[0], Peer) else None

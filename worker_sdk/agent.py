@@ -9,7 +9,7 @@ What it holds to, whatever is lost, late or sent twice:
 - Every attempt it was given stays in its hands until the broker has confirmed the outcome or has
   said that the attempt is over, and each ``hello`` names all of them.
 - An outcome is sent again after each reconnect until it is answered. If the broker then says
-  ``not_running``, it had arrived the first time.
+  ``not_running`` and that it is ``recorded``, it had arrived the first time.
 - Jobs that arrive before a connection's ``welcome`` were given to the connection before it; the
   broker took them back when it read the ``hello``, so they are ignored.
 """

@@ -149,7 +149,7 @@ class Delivery:
             if code is None:
                 self._settle([ending])
             else:
-                self._refuse_one(ending, code, error.message, now)
+                self._refuse_one(ending, code, error, now)
         return True
 
     def refuse_unasked(self, error: Error, now: float) -> None:
@@ -158,7 +158,7 @@ class Delivery:
         for id, code in codes.items():
             ending = self._held.get(id)
             if isinstance(ending, Ending):
-                self._refuse_one(ending, code, error.message, now)
+                self._refuse_one(ending, code, error, now)
         if not codes:
             # It does not say which: all go again, after a while.
             self._again.update(ending.id for ending in self._unasked)
@@ -167,12 +167,14 @@ class Delivery:
             self._unasked = []
             self._ask_at = NEVER
 
-    def _refuse_one(self, ending: Ending, code: str, message: str, now: float) -> None:
+    def _refuse_one(self, ending: Ending, code: str, error: Error, now: float) -> None:
         if code in _TRY_AGAIN:
             self._postponed.append(ending)
             self._postponed_until = min(self._postponed_until, now + BUSY_RETRY_S)
+        elif ending.id in error.recorded:
+            self._settle([ending])  # it had arrived before
         else:
-            self._give_up(ending, code, message)
+            self._give_up(ending, code, error.message)
 
     def take_back(self) -> None:
         """What was sent without an answer is to be sent again."""
@@ -229,10 +231,11 @@ class Delivery:
             self._again.difference_update(ending.id for ending in endings)
 
     def _give_up(self, ending: Ending, code: str, message: str) -> None:
-        arrived_before = code == "not_running" and ending.id in self._again
+        # Of a failure that is followed by another attempt, the broker cannot tell.
+        may_have_arrived = isinstance(ending, Failure) and ending.id in self._again
         is_held = self._held.get(ending.id) is ending
         self._settle([ending])
-        if not is_held or arrived_before:
+        if not is_held or (code == "not_running" and may_have_arrived):
             return
         self.refused.append(Refused(ending, code, message))
         if code not in _ATTEMPT_IS_OVER and isinstance(ending, Outcome):

@@ -349,6 +349,8 @@ class Error(Message, tag="error"):
     """The jobs at fault, as far as the fault is one of certain jobs."""
     codes: tuple[str, ...] = ()
     """Where not all of `ids` are at fault in the same way: the code of each, `code` the first's."""
+    recorded: tuple[str, ...] = ()
+    """finish, fail: those of `ids` whose outcome is this very one, which had arrived before."""
 
 
 class Welcome(Message, tag="welcome"):

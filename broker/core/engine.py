@@ -368,6 +368,7 @@ class Engine:
 
     def _refuse(self, origin: Origin, message: Message, refused: Refused) -> None:
         error = Error(refused.code, refused.message, refused.ids, refused.codes, req=message.req)
+        error.recorded = refused.recorded
         self._reply(origin, error)
 
     # ---- giving out what is ready ----

@@ -8,17 +8,24 @@ from collections.abc import Mapping, Sequence
 class Refused(Exception):
     """A request is not carried out; `ids` are the jobs at fault, if the fault is one of jobs.
 
-    If they are not all at fault in the same way, `codes` has the code of each.
+    If they are not all at fault in the same way, `codes` has the code of each. `recorded` are
+    those that are refused because the very same was taken before.
     """
 
     def __init__(
-        self, code: str, message: str, ids: Sequence[str] = (), codes: Sequence[str] = ()
+        self,
+        code: str,
+        message: str,
+        ids: Sequence[str] = (),
+        codes: Sequence[str] = (),
+        recorded: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.ids = tuple(ids)
         self.codes = tuple(codes)
+        self.recorded = tuple(recorded)
 
 
 _SHOWN_MOST = 5
@@ -47,11 +54,12 @@ ASTRAY = {
 """What became of an attempt that is not the worker's running one, by code."""
 
 
-def astray(codes: Mapping[str, str]) -> Refused:
+def astray(codes: Mapping[str, str], recorded: Sequence[str] = ()) -> Refused:
     """Give the refusal of what a worker said of attempts that are not its, each with its code."""
     code, *others = dict.fromkeys(codes.values())
     text = "; ".join(
         f"job {listed([id for id in codes if codes[id] == each])}: {ASTRAY[each]}"
         for each in (code, *others)
     )
-    return Refused(code, text, tuple(codes), tuple(codes.values()) if others else ())
+    several = tuple(codes.values()) if others else ()
+    return Refused(code, text, tuple(codes), several, recorded)

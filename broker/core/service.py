@@ -9,9 +9,10 @@ from msgspec import Raw
 
 from broker.core.graph import name_of
 from broker.core.history import History
-from broker.core.job import CANCELED, READY, STATE_NAMES, Job
+from broker.core.job import CANCELED, FINISHED, READY, STATE_NAMES, Job
 from broker.core.life import Life
 from broker.core.limits import Limits
+from broker.core.records import Record
 from broker.core.refusal import Refused, astray, listed
 from broker.core.workers import Crew, Origin, Pool, Worker
 from worker_sdk.messages import (
@@ -321,6 +322,7 @@ class Service:
         """Say of each attempt that is not the worker's running one what became of it."""
         ended = self._history.find([one.id for one in strays])
         codes: dict[str, str] = {}
+        recorded: list[str] = []
         for one in strays:
             record = ended.get(one.id)
             if record is None and one.id not in self._life.jobs:
@@ -329,10 +331,21 @@ class Service:
                 code = "canceled"
             else:
                 code = "not_running"
+                if record is not None and _is_outcome_of(record, one):
+                    recorded.append(one.id)
             codes[one.id] = code
-        return astray(codes)
+        return astray(codes, recorded)
 
     def _set_credit(self, worker: Worker, credit: int | None) -> None:
         if credit is not None and credit != worker.credit:
             worker.credit = credit
             self._life.moved[worker] = None
+
+
+def _is_outcome_of(record: Record, one: Outcome | Failure | Claim) -> bool:
+    """Whether a job ended as `one` says: that came before, and its answer was lost perhaps."""
+    if record.attempt != one.attempt:
+        return False
+    if isinstance(one, Outcome):
+        return record.state == FINISHED
+    return isinstance(one, Failure) and record.error == one.error[:_ERROR_KEPT_MOST]

@@ -487,3 +487,53 @@ def test_claim_alone_is_a_sign_of_life_after_a_pause_of_the_broker(box: Box) -> 
     worker.claim(job)
 
     assert worker.got() == [job]
+
+
+# ---- an outcome that is sent twice ---------------------------------------------------------------
+
+
+def recorded(worker: BoxWorker) -> list[str]:
+    """The ids that the last error names as recorded by the very attempt that it refuses."""
+    return list(worker.errors()[-1].recorded)
+
+
+def test_finish_sent_twice_is_refused_as_recorded(box: Box) -> None:
+    id = box.enqueue()
+    worker = box.worker()
+    worker.finish(id)
+
+    with pytest.raises(Denied, match="not_running"):
+        worker.finish(id, attempt=1)
+
+    assert recorded(worker) == [id]
+
+
+def test_finish_of_an_attempt_that_was_lost_is_not_taken_for_recorded(box: Box) -> None:
+    id = box.enqueue()
+    late = box.worker()
+    box.advance(11)
+    other = box.worker()
+    assert other.attempt_of(id) == 2
+    other.finish(id)
+    late.hello()
+
+    with pytest.raises(Denied, match="not_running"):
+        late.finish(id, attempt=1)
+
+    assert recorded(late) == []
+
+
+def test_last_failure_sent_twice_is_refused_as_recorded_unless_it_says_something_else(
+    box: Box,
+) -> None:
+    id = box.enqueue(max_attempts=1)
+    worker = box.worker()
+    worker.fail(id, "it broke")
+
+    for error, is_recorded in (("it broke", True), ("it tore", False)):
+        with pytest.raises(Denied, match="not_running"):
+            worker.fail(id, error, attempt=1)
+        assert bool(recorded(worker)) is is_recorded
+    with pytest.raises(Denied, match="not_running"):
+        worker.finish(id, attempt=1)
+    assert recorded(worker) == []

@@ -226,9 +226,32 @@ def test_an_outcome_without_answer_is_claimed_and_sent_again_after_a_reconnect(p
     assert outcomes(after) == [A]
 
 
-def test_not_running_for_an_outcome_sent_before_means_that_it_had_arrived(play: Play) -> None:
+def test_an_outcome_that_is_recorded_had_arrived_when_it_was_sent_before(play: Play) -> None:
     (job,) = play.dispatch(A)
     play.finish(job)
+    (again,) = play.join()
+
+    play.tell(Error(code="not_running", message="", ids=(A,), recorded=(A,), req=again.req))
+
+    assert play.agent.refused == []
+    assert play.agent.settled
+
+
+def test_an_outcome_sent_before_that_is_not_recorded_is_refused(play: Play) -> None:
+    (job,) = play.dispatch(A)
+    play.finish(job)
+    (again,) = play.join()
+
+    play.tell(Error(code="not_running", message="", ids=(A,), req=again.req))
+
+    assert [(each.ending.id, each.code) for each in play.agent.refused] == [(A, "not_running")]
+    assert play.agent.settled
+
+
+def test_a_failure_sent_before_may_have_arrived_and_is_left_at_that(play: Play) -> None:
+    (job,) = play.dispatch(A)
+    play.agent.fail(job, "it broke")
+    play.join()
     (again,) = play.join()
 
     play.tell(Error(code="not_running", message="", ids=(A,), req=again.req))

@@ -9,7 +9,7 @@ from itertools import chain
 import msgspec
 
 from broker.core.graph import condition_holds, name_of
-from broker.core.job import CANCELED, FINISHED, RUNNING, STATE_NAMES, Job
+from broker.core.job import CANCELED, FINISHED, RUNNING, STATE_NAMES, Job, Run
 from broker.core.life import Life
 from broker.core.limits import Limits
 from broker.core.records import Archive, Record, record_of
@@ -187,4 +187,7 @@ def restore(life: Life, record: Record) -> None:
     job.attempt = record.attempt
     job.spared = record.spared
     job.due = record.due
-    life.restore(job, record.started if record.state == RUNNING else None)
+    run = None
+    if record.state == RUNNING:
+        run = Run(None, record.started or life.wall, record.session)
+    life.restore(job, run)

@@ -69,6 +69,8 @@ class Run(Struct, eq=False, gc=False):
     """None after a restart of the broker, until a worker claims the attempt."""
     started: float
     """Seconds since the epoch."""
+    session: str = ""
+    """The worker's own word for itself, by which it is known again after a restart."""
     progress: Raw | None = None
     """What the worker reported last, JSON; lives in memory only."""
 

@@ -46,8 +46,9 @@ class Life:
         self.just_ended: dict[str, Job] = {}
         # The length of all args of live jobs.
         self.args_bytes = 0
-        # Attempts that were running when the broker stopped, until the time of grace is over.
-        self._orphans: dict[str, Job] = {}
+        # Attempts that were running when the broker stopped, by their worker's session, until
+        # that worker or the end of the time of grace has come.
+        self._orphans: dict[str, list[Job]] = {}
         # How many jobs are running and scheduled; ready ones are counted by lane.
         self.running = 0
         self.scheduled = 0
@@ -107,22 +108,22 @@ class Life:
             job.due = job.queued + job.terms.delay
         self._enter(job)
 
-    def restore(self, job: Job, started: float | None) -> None:
-        """Take in a job that the store kept; `started` if it is running."""
-        self._enter(job, running_since=started)
+    def restore(self, job: Job, run: Run | None) -> None:
+        """Take in a job that the store kept, and its attempt if it is running."""
+        self._enter(job, run)
 
-    def _enter(self, job: Job, running_since: float | None = None) -> None:
+    def _enter(self, job: Job, run: Run | None = None) -> None:
         self.jobs[job.id] = job
         job.terms.lane.live += 1
         self.args_bytes += len(job.args)
         if job.dependencies:
             self.graph.link(job)
-        if running_since is not None:
-            self._orphans[job.id] = job
+        if run is not None:
+            self._orphans.setdefault(run.session, []).append(job)
             job.state = RUNNING
             # Should it be ready again, then before all that did not come to run.
             job.order = job.seq
-            job.run = Run(None, running_since)
+            job.run = run
             self.running += 1
             self._arm(job)
         elif not job.waiting:
@@ -156,12 +157,13 @@ class Life:
             pool.announce(lane, job)
             self.stirred[pool] = None
 
-    def unclaimed(self) -> list[Job]:
-        """Give the running attempts that no worker has claimed since the broker's start."""
-        orphans = self._orphans.values()
-        left = [job for job in orphans if job.run is not None and job.run.worker is None]
-        self._orphans = {}
-        return left
+    def unclaimed(self, session: str | None = None) -> list[Job]:
+        """Give the running attempts that no worker has claimed since the broker's start, those of
+        one session or of all; nobody can ask for them twice.
+        """
+        sessions = list(self._orphans) if session is None else [session]
+        orphans = [job for each in sessions for job in self._orphans.pop(each, ())]
+        return [job for job in orphans if job.run is not None and job.run.worker is None]
 
     # ---- attempts ----
 
@@ -169,7 +171,7 @@ class Life:
         """Give a job that was taken from its lane to a worker: its next attempt."""
         self._become(job, RUNNING)
         job.attempt += 1
-        job.run = Run(worker, self.wall)
+        job.run = Run(worker, self.wall, worker.session)
         worker.running[job.id] = job
         worker.outgoing.append(job)
         self.running += 1
@@ -188,6 +190,9 @@ class Life:
         assert job.run is not None
         self._leave_worker(job)
         job.run.worker = worker
+        if job.run.session != worker.session:
+            job.run.session = worker.session
+            self._touch(job)
         worker.running[job.id] = job
         self.moved[worker] = None
 

@@ -37,6 +37,8 @@ class Record(msgspec.Struct, gc=False):
     error: str | None = None
     reason: str | None = None
     culprit: str | None = None
+    session: str = ""
+    """Of a running job: its worker's, see Hello."""
 
 
 @dataclass(slots=True)
@@ -92,6 +94,7 @@ def record_of(job: Job) -> Record:
         spared=job.spared,
         due=job.due,
         started=run.started if run is not None else None,
+        session=run.session if run is not None else "",
     )
     if outcome is not None:
         record.started = outcome.started

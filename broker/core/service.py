@@ -99,6 +99,10 @@ class Service:
         if former is not None and former is not known:
             self.release_all(former)
             self._dismiss(former)
+        if message.session:
+            # Given to it before the broker's restart, and never arrived.
+            for job in reversed(life.unclaimed(message.session)):
+                life.give_back(job)
         self._watch(worker, limits)
         welcome = Welcome(
             version=self._version,

@@ -78,6 +78,7 @@ class Attempt(Struct, array_like=True, gc=False):
     spared: int
     due: float | None
     started: float | None
+    session: str
 
 
 class _Numbered(Struct, array_like=True, gc=False):
@@ -235,6 +236,7 @@ def packed_attempts(jobs: Sequence[Job]) -> bytes:
                 job.spared,
                 job.due,
                 job.run.started if job.run is not None else None,
+                job.run.session if job.run is not None else "",
             )
             for job in jobs
         ]
@@ -301,6 +303,7 @@ def live_record(row: LiveRow, kinds: list[Kind], attempt: Attempt | None) -> Rec
     if attempt is not None:
         record.attempt, record.spared = attempt.attempt, attempt.spared
         record.due, record.started = attempt.due, attempt.started
+        record.session = attempt.session
         if attempt.running:
             record.state = RUNNING
     return record

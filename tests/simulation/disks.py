@@ -73,10 +73,10 @@ class MemoryDisk:
         for id in writes.deferred:
             ended[id] = ended.pop(id)
         for job in writes.inserted:
-            live[job.id] = _record_of_live(job)
+            live[job.id] = record_of(job)
             self._last_seq = job.seq
         for job in writes.updated:
-            live[job.id] = _record_of_live(job)
+            live[job.id] = record_of(job)
         for job in writes.ended:
             del live[job.id]
             ended[job.id] = record_of(job)
@@ -227,24 +227,5 @@ def _job(record: Record, lanes: Lanes) -> Job:
             record.ended, record.started, record.result, record.error, record.reason, record.culprit
         )
     elif record.started is not None:
-        job.run = Run(None, record.started)
+        job.run = Run(None, record.started, record.session)
     return job
-
-
-def _record_of_live(job: Job) -> Record:
-    lane = job.terms.lane
-    return Record(
-        job.seq,
-        job.id,
-        lane.type,
-        lane.channel,
-        job.terms.encoded,
-        job.args,
-        _encode(job.dependencies) if job.dependencies else b"[]",
-        job.queued,
-        job.state,
-        job.attempt,
-        job.spared,
-        job.due,
-        job.run.started if job.run is not None else None,
-    )

@@ -252,6 +252,9 @@ class Model(Rules):
                 for job in list(one.jobs.values()):
                     self._give_back(job)
                 self.workers.pop(one.origin[0], None)
+        for job in list(self.live.values()) if message.session else ():
+            if job.state == "running" and job.worker is None and job.session == message.session:
+                self._give_back(job)
         self.workers[origin[0]] = new
         self._alarm(self.now + self.limits.heartbeat_limit, "_lease", new)
         limit = self.limits.heartbeat_limit
@@ -265,7 +268,7 @@ class Model(Rules):
     def _adopt(job: MJob, worker: MWorker) -> None:
         if job.worker is not None:
             del job.worker.jobs[job.id]
-        job.worker = worker
+        job.worker, job.session = worker, worker.session
         worker.jobs[job.id] = job
 
     def outcome(self, origin: Origin, message: Any) -> None:

@@ -30,6 +30,7 @@ class MJob:
     attempt: int = 0
     spared: int = 0
     worker: MWorker | None = None
+    session: str = ""
     started: float | None = None
     due: float | None = None
     ready_no: int = 0
@@ -314,6 +315,7 @@ class Rules:
     def _start(self, job: MJob, worker: MWorker) -> None:
         self._not_ready(job)
         job.state, job.worker, job.started = "running", worker, self.wall
+        job.session = worker.session
         job.attempt += 1
         job.due = job.progress = None
         if job.attempt - job.spared > job.spec.max_attempts:
@@ -332,6 +334,7 @@ class Rules:
         if job.worker is not None:
             del job.worker.jobs[job.id]
         job.worker = job.started = job.progress = None
+        job.session = ""
 
     def _give_back(self, job: MJob) -> None:
         job.spared += 1

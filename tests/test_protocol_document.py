@@ -148,14 +148,25 @@ def test_links_lead_somewhere() -> None:
 
 def codes_sent(tree: ast.AST) -> Iterator[str]:
     """Give every error code that a module's calls of Refused and Error and the like can have."""
+    tables = dict(tables_of(tree))
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             for call in ast.walk(function):
                 if isinstance(call, ast.Call):
-                    yield from codes_of(call, function)
+                    yield from codes_of(call, function, tables)
 
 
-def codes_of(call: ast.Call, function: ast.FunctionDef) -> Iterator[str]:
+def tables_of(tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
+    """Give the module's dicts with texts as keys, by name."""
+    for each in tree.body:
+        if isinstance(each, ast.Assign) and isinstance(each.value, ast.Dict):
+            keys = [str(key.value) for key in each.value.keys if isinstance(key, ast.Constant)]
+            yield ast.unparse(each.targets[0]), keys
+
+
+def codes_of(
+    call: ast.Call, function: ast.FunctionDef, tables: dict[str, list[str]]
+) -> Iterator[str]:
     place = {"Refused": 0, "Error": 0, "_malformed": 1}.get(getattr(call.func, "id", ""))
     if place is None:
         return
@@ -168,6 +179,11 @@ def codes_of(call: ast.Call, function: ast.FunctionDef) -> Iterator[str]:
             for node in ast.walk(function)
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == code.id
         ]
+        for node in ast.walk(function) if not given else ():
+            # Then it is a key of the table that the function looks into.
+            if isinstance(node, ast.Name) and node.id in tables:
+                yield from tables[node.id]
+                return
         assert given, f"which code is {ast.unparse(call)}?"
         for value in given:
             branches = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]

@@ -48,6 +48,22 @@ def test_order_of_ready_jobs_is_kept(lasting: Box) -> None:
     assert order == [jobs[n] for n in (2, 3, 0, 1, 4, 5, 6, 7)]
 
 
+def test_attempt_that_never_reached_its_worker_is_free_as_soon_as_that_is_back(
+    lasting: Box,
+) -> None:
+    known, unknown = lasting.enqueue(max_attempts=1), lasting.enqueue(max_attempts=1)
+    lasting.worker(credit=2, session="it")
+
+    lasting.restart()
+    other = lasting.worker(credit=1, session="another")
+    assert other.got() == []
+    lasting.worker(credit=1, session="it", running=[(known, 1)])
+
+    assert lasting.states_of(known, unknown) == ["running", "running"]
+    assert other.got() == [unknown]
+    assert lasting.info(unknown).attempt == 2
+
+
 def test_blocked_job_becomes_ready_after_the_restart(lasting: Box) -> None:
     first = lasting.enqueue()
     second = lasting.enqueue(after=[first])

@@ -19,7 +19,10 @@ _REQUESTS = msgspec.json.Decoder(Request)
 _JOB = msgspec.json.Decoder(NewJob)
 _encode = msgspec.json.Encoder().encode
 _CANONICAL_IDS = re.compile("(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})*").fullmatch
-_SHOWN_MOST = 100
+_SHOWN_MOST = 100  # characters of what is quoted
+_FAULTS_TOLD = 5  # in words; the ids of the others are named
+# Looked for in one message: each costs microseconds, and millions fit into 16 MiB.
+_FAULTS_MOST = 1000
 # What is echoed is kept while a request is open, and sent again with its answer: bytes.
 _ENVELOPE_MOST = 1024
 _REQ_MOST = 1024
@@ -121,6 +124,11 @@ class _Envelope(msgspec.Struct):
     req: Raw | UnsetType = UNSET
 
 
+class _Named(msgspec.Struct):
+    id: str
+
+
+_NAMED = msgspec.json.Decoder(_Named)
 _OUTLINES: msgspec.json.Decoder[_Outline | _Envelope] = msgspec.json.Decoder(_Outline)
 _ENVELOPES: msgspec.json.Decoder[_Outline | _Envelope] = msgspec.json.Decoder(_Envelope)
 
@@ -169,28 +177,28 @@ def _text(raw: Raw | UnsetType) -> str | None:
 
 
 def _explain_jobs(jobs: list[Raw], error: Exception) -> Error:
-    """Name every job that is wrong, not only the first."""
+    """Name the jobs that are wrong: all, if they are not very many."""
     faults: list[str] = []
     culprits: list[str] = []
     for number, raw in enumerate(jobs):
         try:
             _JOB.decode(raw)
-        except (msgspec.ValidationError, RecursionError) as fault:
+        except (msgspec.DecodeError, RecursionError) as fault:
             faults.append(f"jobs[{number}]: {fault}")
             id = _id_of(raw)
             if id is not None:
                 culprits.append(id)
+            if len(faults) >= _FAULTS_MOST:
+                break
     if not faults:
         return Error("invalid", f"enqueue: {error}")
-    text = "; ".join(faults[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else "")
+    more = f" and {len(faults) - _FAULTS_TOLD} more" if len(faults) > _FAULTS_TOLD else ""
+    text = "; ".join(faults[:_FAULTS_TOLD]) + more
     return Error("invalid", text, tuple(culprits))
 
 
 def _id_of(raw: Raw) -> str | None:
-    class Named(msgspec.Struct):
-        id: str
-
     try:
-        return msgspec.json.decode(raw, type=Named).id[:_SHOWN_MOST]
+        return _NAMED.decode(raw).id[:_SHOWN_MOST]
     except (msgspec.DecodeError, RecursionError):
         return None

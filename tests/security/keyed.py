@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,13 @@ class House:
 
     def reload(self, broker: LocalBroker) -> None:
         """Have the broker take up the policy as it is now: what SIGHUP does."""
-        assert broker._server is not None
-        broker._server.reload(broker._config)
+        server = broker._server
+        assert server is not None
+        guard = server._guard
+        assert guard is not None
+        before = guard._policy
+        server.reload(broker._config)
+        until(lambda: guard._policy is not before)
 
     def client(self, broker: LocalBroker, name: str, timeout: float = 10.0) -> Client:
         return Client(
@@ -88,6 +94,15 @@ class House:
             key=self.folder / f"{name}.key",
             broker_key=self.broker_key,
         )
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """What ``condition`` gives as soon as that is true of anything."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+    return found
 
 
 class RawPeer:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ SILENCE_MS = 300
 @pytest.fixture(autouse=True)
 def _friend(house: House) -> None:
     house.key("friend", *ALL)
+
+
+@pytest.fixture
+def guarded_by_friend(house: House, _friend: None) -> Iterator[LocalBroker]:
+    with house.broker() as broker:
+        yield broker
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
@@ -47,12 +54,6 @@ def test_keys_can_come_from_the_environment(
 
     with Client(guarded_by_friend.endpoint) as client:
         assert client.ping()
-
-
-@pytest.fixture
-def guarded_by_friend(house: House, _friend: None) -> "pytest.Generator[LocalBroker]":
-    with house.broker() as broker:
-        yield broker
 
 
 def test_unknown_key_is_told_so_at_once(house: House, guarded_by_friend: LocalBroker) -> None:
@@ -233,12 +234,12 @@ def test_numbers_of_connections_begin_anywhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["key", "broker_key"])
 def test_half_of_the_keys_is_an_error(house: House, missing: str) -> None:
-    given = {"key": house.folder / "friend.key", "broker_key": house.broker_key}
-    del given[missing]
+    key = None if missing == "key" else house.folder / "friend.key"
+    broker_key = None if missing == "broker_key" else house.broker_key
 
     with pytest.raises(ValueError, match=f"{missing} is not"):
-        Client(**given)
+        Client(key=key, broker_key=broker_key)
     with pytest.raises(ValueError, match=f"{missing} is not"):
-        AsyncClient(**given)
+        AsyncClient(key=key, broker_key=broker_key)
     with pytest.raises(ValueError, match=f"{missing} is not"):
-        WorkerSession(["add"], **given)
+        WorkerSession(["add"], key=key, broker_key=broker_key)

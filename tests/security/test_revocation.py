@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,11 @@ import pytest
 from broker import LocalBroker, keyring
 from broker.config import ConfigError
 from broker.policy import load
-from tests.security.keyed import ALL, House, raw_peer
+from tests.security.keyed import ALL, House, raw_peer, until
 from worker_sdk import Client, Denied, Worker
-from worker_sdk.messages import Enqueue, Heartbeat, Hello, NewJob, Ping
+from worker_sdk.messages import Enqueue, Heartbeat, Hello, NewJob, Ping, Wait
 
 PATIENCE_S = 20.0
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """What ``condition`` gives as soon as that is true of anything."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-    return found
 
 
 @pytest.fixture
@@ -148,6 +139,24 @@ def test_answer_that_a_revoked_key_waits_for_is_withheld(
     thread.join(PATIENCE_S)
 
     assert isinstance(answers[0], Denied)
+
+
+def test_answer_about_a_job_that_is_hidden_by_now_is_that_it_does_not_exist(
+    house: House, broker: LocalBroker, boss: Client
+) -> None:
+    id = str(boss.enqueue("add"))
+    with raw_peer(broker.endpoint, house.keys("victim")) as victim:
+        victim.send(Wait(ids=(id,), timeout=10))
+        until(lambda: boss.stats()["waits"])
+        text = house.policy.read_text()
+        house.policy.write_text(text.replace('["default"]', '["side"]'))
+        house.reload(broker)
+        boss.cancel(id)
+
+        answer = victim.read()
+
+        assert answer["code"] == "not_exist"
+        assert answer["message"] == f"job {id} does not exist"
 
 
 def test_worker_whose_lanes_shrink_is_shut_out_and_may_come_back_with_what_is_left(

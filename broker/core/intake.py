@@ -9,6 +9,7 @@ from broker.core.history import History
 from broker.core.job import CANCELED, Job, Outcome
 from broker.core.life import Life
 from broker.core.limits import Limits
+from broker.core.nesting import FLAT_BYTES, LEVELS_MOST, is_too_deep
 from broker.core.records import Record
 from broker.core.refusal import Refused, listed
 from broker.core.terms import encode_terms
@@ -35,6 +36,7 @@ class Intake:
         known = self._history.find(unknown) if unknown else {}
         fresh: dict[str, Job] = {}
         conflicts: list[str] = []
+        deep: list[str] = []
         for spec in request.jobs:
             id = spec.id
             if id in fresh or id in life.jobs or id in known:
@@ -42,8 +44,11 @@ class Intake:
                     conflicts.append(id)
                 continue
             terms = life.lanes.get(spec.channel, spec.type).terms(spec)
+            args = bytes(spec.args)
+            if len(args) > FLAT_BYTES and is_too_deep(args):
+                deep.append(id)
             # Takes a number later: a refused request must leave no trace.
-            fresh[id] = Job(id, 0, terms, bytes(spec.args), spec.dependencies, life.wall)
+            fresh[id] = Job(id, 0, terms, args, spec.dependencies, life.wall)
         try:
             if conflicts:
                 raise Refused(
@@ -51,6 +56,9 @@ class Intake:
                     f"enqueued before with other content: {listed(conflicts)}",
                     conflicts,
                 )
+            if deep:
+                text = f"args nested deeper than {LEVELS_MOST} levels: {listed(deep)}"
+                raise Refused("invalid", text, deep)
             doomed = self._check_dependencies(fresh)
             args_bytes = sum([len(job.args) for job in fresh.values()])
             life.check_room(len(fresh), args_bytes, limits)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from broker.core.nesting import LEVELS_MOST
+
 
 class Refused(Exception):
     """A request is not carried out; `ids` are the jobs at fault, if the fault is one of jobs.
@@ -50,12 +52,13 @@ ASTRAY = {
     "not_running": "this attempt is not running on this worker",
     "not_exist": "does not exist",
     "canceled": "was canceled",
+    "invalid": f"its result is nested deeper than {LEVELS_MOST} levels",
 }
-"""What became of an attempt that is not the worker's running one, by code."""
+"""What is wrong with what a worker says of an attempt, by code."""
 
 
 def astray(codes: Mapping[str, str], recorded: Sequence[str] = ()) -> Refused:
-    """Give the refusal of what a worker said of attempts that are not its, each with its code."""
+    """Give the refusal of what a worker said of attempts, each with its code."""
     code, *others = dict.fromkeys(codes.values())
     text = "; ".join(
         f"job {listed([id for id in codes if codes[id] == each])}: {ASTRAY[each]}"

@@ -12,6 +12,7 @@ from broker.core.history import History
 from broker.core.job import CANCELED, FINISHED, READY, STATE_NAMES, Job
 from broker.core.life import Life
 from broker.core.limits import Limits
+from broker.core.nesting import FLAT_BYTES, LEVELS_MOST, is_too_deep
 from broker.core.records import Record
 from broker.core.refusal import Refused, astray, listed
 from broker.core.workers import Crew, Origin, Pool, Worker
@@ -239,15 +240,19 @@ class Service:
         worker = self.worker(origin, "finish")
         running, end = worker.running, self._life.finish
         strays: list[Outcome | Failure | Claim] = []
+        deep: list[str] = []
         for one in message.jobs:
             job = running.get(one.id)
-            if job is not None and job.attempt == one.attempt:
-                end(job, bytes(one.result))
-            else:
+            result = bytes(one.result)
+            if job is None or job.attempt != one.attempt:
                 strays.append(one)
+            elif len(result) > FLAT_BYTES and is_too_deep(result):
+                deep.append(one.id)
+            else:
+                end(job, result)
         self._set_credit(worker, message.credit)
-        if strays:
-            raise self._refusal(strays)
+        if strays or deep:
+            raise self._refusal(strays, deep)
 
     def fail(self, origin: Origin, message: Fail) -> None:
         """Record failures; refuse what is not this worker's to fail, once the rest is done."""
@@ -280,12 +285,17 @@ class Service:
     def progress(self, origin: Origin, message: Progress) -> None:
         """Note how far attempts have come; refuse the others, once that is done."""
         worker = self.worker(origin, "progress")
+        large = [one.id for one in message.jobs if len(one.value) > _PROGRESS_MOST]
+        if large:
+            text = f"progress of more than {_PROGRESS_MOST} bytes: {listed(large)}"
+            raise Refused("too_large", text, large)
+        deep = [one.id for one in message.jobs if is_too_deep(bytes(one.value))]
+        if deep:
+            text = f"progress nested deeper than {LEVELS_MOST} levels: {listed(deep)}"
+            raise Refused("invalid", text, deep)
         strays: list[Outcome | Failure | Claim] = []
         for one in message.jobs:
             job = worker.running.get(one.id)
-            if len(one.value) > _PROGRESS_MOST:
-                text = f"progress of {len(one.value)} bytes, more than {_PROGRESS_MOST}"
-                raise Refused("too_large", text, [one.id])
             if job is not None and job.run is not None and job.attempt == one.attempt:
                 # A copy: as it came, it would keep the whole message in memory.
                 job.run.progress = Raw(bytes(one.value))
@@ -322,10 +332,14 @@ class Service:
             text = f"job {job.id} does not depend on {listed(wrong)}"
             raise Refused("invalid", text, wrong)
 
-    def _refusal(self, strays: Sequence[Outcome | Failure | Claim]) -> Refused:
-        """Say of each attempt that is not the worker's running one what became of it."""
+    def _refusal(
+        self, strays: Sequence[Outcome | Failure | Claim], deep: Sequence[str] = ()
+    ) -> Refused:
+        """Say of each attempt that is not the worker's running one what became of it; of `deep`
+        ones, that they were not taken.
+        """
         ended = self._history.find([one.id for one in strays])
-        codes: dict[str, str] = {}
+        codes = dict.fromkeys(deep, "invalid")
         recorded: list[str] = []
         for one in strays:
             record = ended.get(one.id)

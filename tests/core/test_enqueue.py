@@ -163,15 +163,13 @@ def test_number_that_cannot_be_compared_is_the_same_only_as_itself(box: Box) -> 
         box.enqueue_all(other)
 
 
-def test_args_nested_too_deep_to_compare_are_the_same_only_as_themselves(box: Box) -> None:
+def test_args_that_are_deep_are_compared_too(box: Box) -> None:
     spec, other = box.spec(), box.spec()
-    spec.args, other.args = Raw(b"[" * 5000 + b"]" * 5000), Raw(b"[" * 5000 + b" " + b"]" * 5000)
+    spec.args, other.args = Raw(b"[" * 500 + b"]" * 500), Raw(b"[" * 500 + b" " + b"]" * 500)
     other.id = spec.id
     box.enqueue_all(spec)
 
-    box.enqueue_all(spec)
-    with pytest.raises(Denied, match="conflict"):
-        box.enqueue_all(other)
+    assert box.enqueue_all(other).ids == [spec.id]
 
 
 def test_same_job_twice_in_one_request_counts_once(box: Box) -> None:

@@ -25,7 +25,11 @@ from tests.simulation.disks import Crash, Disk, FaultyStore, MemoryDisk, SqliteD
 from tests.simulation.network import Frames, Network
 from tests.simulation.plan import NEVER
 from tests.simulation.referee import Referee
+from tests.simulation.violation import Violation
 from tests.simulation.world import World
+
+
+_WAITS_MOST = 1000  # at one moment
 
 
 class Over(BaseException):
@@ -49,6 +53,8 @@ class BrokerHost:
         self._crash_asked = False
         self._is_woken = False
         self._storm = 0
+        self._waited_at = 0.0
+        self._waits_in_a_row = 0
         self._dice = world.dice("broker")
         world.now_and_then("broker_crash", self._ask_crash)
         world.now_and_then("broker_drains", self._drain)
@@ -168,6 +174,10 @@ class BrokerHost:
         """Let the world go on until there is something for the broker."""
         world, inbox = self.world, self.network.inbox
         self.referee.turn_over()
+        self._waits_in_a_row = self._waits_in_a_row + 1 if world.now == self._waited_at else 0
+        self._waited_at = world.now
+        if self._waits_in_a_row > _WAITS_MOST:
+            raise Violation("the broker's loop does not come to rest")
         if not inbox and not self._is_woken:
             world.run(NEVER if until is None else until, self._is_called)
         if inbox and self._dice.random() < 0.5:

@@ -12,7 +12,7 @@ import msgspec
 
 from broker.core.job import Job, Outcome, Run, State
 from broker.core.lanes import Lanes
-from broker.core.records import Record, Writes, record_of
+from broker.core.records import Record, Writes, record_of, record_of
 from broker.store.base import Store, StoreError
 from broker.store.memory import MemoryStore
 from broker.store.sqlite import SqliteStore
@@ -20,7 +20,6 @@ from tests.simulation.world import World
 from worker_sdk.messages import Dependency
 
 _SECTOR = 512
-_encode = msgspec.json.Encoder().encode
 _decode_dependencies = msgspec.json.Decoder(tuple[str | Dependency, ...]).decode
 
 

@@ -256,6 +256,10 @@ class Model(Rules):
             if job.state == "running" and job.worker is None and job.session == message.session:
                 self._give_back(job)
         self.workers[origin[0]] = new
+        for job in list(self.live.values()):
+            never_came = job.state == "running" and job.worker is None
+            if never_came and message.session and job.session == message.session:
+                self._give_back(job)
         self._alarm(self.now + self.limits.heartbeat_limit, "_lease", new)
         limit = self.limits.heartbeat_limit
         welcome = m.Welcome(self.version, limit / 4, limit, self.limits.max_message)
@@ -277,7 +281,7 @@ class Model(Rules):
         for one in message.jobs:
             job = worker.jobs.get(one.id)
             if job is None or job.attempt != one.attempt:
-                strays.append(one.id)
+                strays.append(one)
             elif isinstance(one, m.Outcome):
                 job.result = one.result
                 self._end(job, "finished")
@@ -290,13 +294,23 @@ class Model(Rules):
         if not isinstance(message, m.Progress) and message.credit is not None:
             worker.credit = message.credit
         if strays:
-            codes = {id: self._why_not(id) for id in strays}
+            codes = {one.id: self._why_not(one.id) for one in strays}
             first = next(iter(codes.values()))
             several = tuple(codes.values()) if len(set(codes.values())) > 1 else ()
-            error = m.Error(first, "", tuple(codes), several, req=message.req)
+            there = tuple(one.id for one in strays if self._is_recorded(one))
+            error = m.Error(first, "", tuple(codes), several, there, req=message.req)
             self.answers.append((origin, error))
         elif message.req is not m.UNSET and not isinstance(message, m.Progress):
             self._ok(origin, message)
+
+    def _is_recorded(self, one: Any) -> bool:
+        """Whether a job ended in this very way."""
+        job = self.jobs.get(one.id)
+        if job is None or job.attempt != one.attempt:
+            return False
+        if isinstance(one, m.Outcome):
+            return job.state == "finished"
+        return isinstance(one, m.Failure) and job.state == "failed" and job.error == one.error
 
     def _why_not(self, id: str) -> str:
         job = self.jobs.get(id)

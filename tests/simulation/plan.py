@@ -74,6 +74,8 @@ class Plan:
     inputs_limit: int = 1000
     speed: float = 1.0
     """How long a message takes on average, in milliseconds."""
+    patience: float = 600.0
+    """How long all may take to come to its end once faults stop."""
     rates: tuple[tuple[str, float], ...] = ()
     skip: frozenset[int] = frozenset()
     """Faults that do not happen after all, by their number in the run."""

@@ -34,6 +34,8 @@ class MJob:
     started: float | None = None
     due: float | None = None
     ready_no: int = 0
+    session: str = ""
+    """Of the worker that has or had the newest attempt: known after a restart too."""
     in_front: bool = False
     was_claimed: bool = False
     """Its old place in the queue counts if it is ready again before that has come up."""
@@ -317,6 +319,7 @@ class Rules:
         job.state, job.worker, job.started = "running", worker, self.wall
         job.session = worker.session
         job.attempt += 1
+        job.session = worker.session
         job.due = job.progress = None
         if job.attempt - job.spared > job.spec.max_attempts:
             raise Violation(f"{job.id}: attempt {job.attempt} is beyond max_attempts")

@@ -19,9 +19,6 @@ from tests.simulation.violation import Violation
 from tests.simulation.workload import Workload
 from tests.simulation.world import World
 
-_PATIENCE_S = 600.0
-"""How long all may take to come to its end once faults stop, in virtual time."""
-
 
 @dataclass(slots=True)
 class Report:
@@ -56,7 +53,7 @@ def run(plan: Plan, *, tell: bool = False) -> Report:
         world.tell("faults stop")
         network.heal()
         crew.heal()
-        world.after(0.5, look, world.now + _PATIENCE_S)
+        world.after(0.5, look, world.now + plan.patience)
 
     def look(until: float) -> None:
         crew.heal()
@@ -67,7 +64,7 @@ def run(plan: Plan, *, tell: bool = False) -> Report:
             hands = [each.hands() for each in crew.workers.values() if not each.is_settled]
             waits = [client for client in workload.clients if client.open]
             raise Violation(
-                f"not at its end {_PATIENCE_S:g} s after the last fault: "
+                f"not at its end {plan.patience:g} s after the last fault: "
                 f"live {left}, in hands {hands}, unanswered {waits}"
             )
         else:

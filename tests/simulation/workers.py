@@ -209,6 +209,8 @@ class SimWorker:
     def _begin(self, assignment: Assignment, *, takes_place: bool) -> None:
         self.ledger.given(assignment)
         self._running[assignment.id, assignment.attempt] = takes_place
+        if sum(self._running.values()) > self.concurrency:
+            raise Violation(f"{self} runs more than {self.concurrency} jobs at a time")
         if assignment.inputs_left_out:
             self._ask(assignment, set())
         else:

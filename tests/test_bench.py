@@ -120,7 +120,7 @@ def test_table_names_what_is_missing() -> None:
 def test_json_has_rows_and_environment() -> None:
     found = report.rows([rate(300, 200)])
 
-    whole = json.loads(report.as_json(found, {"a peer": "differs"}, "2025-01-01"))
+    whole = json.loads(report.as_json(found, {"a peer": "differs"}, "2025-01-01", (0.1, 0.2, 0.3)))
 
     assert whole["rows"][0]["reached"] is True
     assert whole["rows"][0]["value"]["median"] == 300

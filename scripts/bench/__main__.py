@@ -1,5 +1,6 @@
 """``python -m scripts.bench``: measure, and write bench.md, bench.json, bench.png and bench.svg."""
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from scripts.bench import peers, plot, report
 from scripts.bench.figures import Figure
 from scripts.bench.setting import QUICK, Setting, Sizes
 from scripts.bench.workloads import WORKLOADS
+
+BUSY_LOAD = 0.5
+"""Above this load others use the machine too, and times are theirs as well."""
 
 
 def _chosen(text: str | None) -> list[str]:
@@ -66,7 +70,9 @@ def main(
     folder: Path | None,
 ) -> None:
     """Measure Pointsman beside raw ZeroMQ, the disk and, with --peers, its peers."""
-    began = datetime.now(UTC).isoformat(timespec="seconds")
+    began, load = datetime.now(UTC).isoformat(timespec="seconds"), os.getloadavg()
+    if load[0] > BUSY_LOAD and not quick:
+        click.echo(f"this machine is busy (load {load[0]:.1f}): figures will be too low", err=True)
     names = _chosen(only)
     competing = peers.installed(peer.split(",") if peer else None) if with_peers or peer else []
     figures: list[Figure] = []
@@ -84,7 +90,7 @@ def main(
                 figures.append(figure)
     found = report.rows(sorted(figures, key=lambda each: each.workload not in ("relay", "disk")))
     notes = {each.NAME: each.DIFFERS for each in competing}
-    _write(found, notes, out, began)
+    _write(found, report.as_json(found, notes, began, load), notes, out)
 
 
 def _repetition(
@@ -109,11 +115,11 @@ def _echo(figure: Figure) -> None:
     click.echo(f"  {figure.workload}: {figure.case}: {value} {figure.unit}", err=True)
 
 
-def _write(found: list[report.Row], notes: dict[str, str], out: Path, began: str) -> None:
+def _write(found: list[report.Row], whole: str, notes: dict[str, str], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     table = report.table(found)
     (out / "bench.md").write_text(table, encoding="utf-8")
-    (out / "bench.json").write_text(report.as_json(found, notes, began), encoding="utf-8")
+    (out / "bench.json").write_text(whole, encoding="utf-8")
     drawn = plot.draw(found, out)
     click.echo(table)
     for name, text in notes.items():

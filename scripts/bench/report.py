@@ -140,10 +140,13 @@ def _processor() -> str:
     return platform.processor()
 
 
-def as_json(found: Sequence[Row], notes: dict[str, str], began: str) -> str:
-    """Everything, with the notes on the peers."""
+def as_json(
+    found: Sequence[Row], notes: dict[str, str], began: str, load: tuple[float, float, float]
+) -> str:
+    """Everything, with the notes on the peers, and how busy the machine was before."""
     whole = {
         "measured": began,
+        "load_before": load,
         "environment": environment(),
         "rows": [msgspec.to_builtins(row) | {"reached": row.reached} for row in found],
         "peers": notes,

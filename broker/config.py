@@ -152,6 +152,12 @@ class Config:
         Count(1, 10_000_000),
         "how many requests may wait for jobs to end at a time",
     )
+    max_queued: int = _setting(
+        256 * 1024**2,
+        Size(1024**2, 1024**5),
+        "how much memory messages may take that came in and were not read, or went out and were "
+        "not taken; beyond, the connections that hold the most are cut off (tcp, on Linux)",
+    )
     inputs_limit: int = _setting(
         1024**2,
         Size(0, 1024**3),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import fields
-from functools import partial
+from typing import cast
 
 import zmq
 from msgspec import UNSET
@@ -19,6 +20,7 @@ from broker.core.engine import Command, Effects, Engine, Undelivered
 from broker.core.limits import Limits
 from broker.core.workers import Origin
 from broker.guard import Guard
+from broker.hoarders import Hoarders, live_bytes
 from broker.log import get_logger
 from broker.policy import Policy, load
 from broker.queries import Queries
@@ -30,6 +32,9 @@ from worker_sdk.messages import PROTOCOL, Error, Message, Ok
 log = get_logger("server")
 
 _RECEIVED_MOST = 1000  # messages in one turn
+_RECEIVED_BYTES_MOST = 32 * 1024**2  # and their size; one more message may exceed it
+_ANSWERED_BYTES_MOST = 32 * 1024**2  # the size of answers in one turn, likewise
+_LATER_MOST = 10_000  # answers that wait for a later turn
 _LINGER_MS = 1000  # for what is still to be sent when the broker leaves
 
 
@@ -51,6 +56,9 @@ class Server:
         self._queries = Queries(self._engine, store, config.inputs_limit)
         # What could not be sent, and who is to be shut out: told to the engine in the next turn.
         self._undelivered: list[Command] = []
+        # What is to be answered in a later turn, since this one's answers are large already.
+        self._later: deque[tuple[Origin, Message]] = deque()
+        self._answered_bytes = 0
         # How often what was wrong with what came in or went out: code or cause -> times.
         self.faults: Counter[str] = Counter()
         # Set from other threads and signal handlers, together with a wake-up.
@@ -70,6 +78,14 @@ class Server:
             self._context.destroy(linger=0)
             raise
         self._watch = Watch(self._router, config.busy_poll)
+        life = self._engine.life
+        self._hoarders = Hoarders(
+            self._router,
+            self.endpoints,
+            limit_bytes=config.max_queued,
+            frame_bytes=2 * config.max_message,
+            live_bytes=lambda: live_bytes(life.args_bytes, len(life.jobs)),
+        )
         if self._guard is not None:
             self._watch.also(self._guard.zap)
 
@@ -85,6 +101,7 @@ class Server:
                 if effects.writes:
                     self._store.commit(effects.writes)
                 self._send(effects, refusals)
+                self._hoarders.look(time.monotonic())
         finally:
             self._watch.close()
             self._context.destroy(linger=_LINGER_MS)
@@ -94,8 +111,10 @@ class Server:
     def _await(self) -> None:
         """Sleep until a message, a timer or a wake-up calls."""
         wake_at = self._engine.wake_at()
-        if self._undelivered:
+        if self._undelivered or self._later:
             wake_at = 0.0
+        if self._hoarders.due < (math.inf if wake_at is None else wake_at):
+            wake_at = self._hoarders.due
         if self._drain_until is not None:
             wake_at = self._drain_until if wake_at is None else min(wake_at, self._drain_until)
         self._watch.wait(wake_at)
@@ -104,15 +123,15 @@ class Server:
         """Take what is waiting, up to a bound; decode it, or say what is wrong with it."""
         commands, self._undelivered = self._undelivered, []
         refusals: list[tuple[Origin, Message]] = []
-        receive: Callable[[int], list[bytes]] = self._router.recv_multipart
         if self._guard is not None:
             self._guard.let_in()
-            receive = partial(self._guard.receive, self._router)
         limit = self._engine.limits.max_message
+        size_bytes = 0
         for _ in range(_RECEIVED_MOST):
-            if not self._watch.has_input():
+            if size_bytes > _RECEIVED_BYTES_MOST or not self._watch.has_input():
                 break
-            frames = receive(zmq.NOBLOCK)
+            frames = self._take()
+            size_bytes += len(frames[-1])
             if len(frames) > FRAMES_MOST:
                 self.faults["frames"] += 1
                 log.warning("message with too many frames dropped", frames=len(frames))
@@ -125,11 +144,22 @@ class Server:
                 refusals.append((malformed.origin, malformed.error))
         return commands, refusals
 
+    def _take(self) -> list[bytes]:
+        """Take the next message, with the key that it came with if there are keys."""
+        hoarders = self._hoarders
+        if self._guard is None:
+            return hoarders.recv_multipart(zmq.NOBLOCK)
+        frames = self._guard.receive(cast("zmq.Socket[bytes]", hoarders), zmq.NOBLOCK)
+        hoarders.count(frames)
+        return frames
+
     def _send(self, effects: Effects, refusals: list[tuple[Origin, Message]]) -> None:
         """Send what follows from the turn, now that it is committed."""
         guard = self._guard
+        self._answered_bytes = 0
+        self._answer_later()
         for origin, request in effects.over:
-            self._post(origin, self._answer(origin, request))
+            self._answer(origin, request)
         for origin, refusal in refusals:
             self._post(origin, refusal)
         for origin, message in effects.replies:
@@ -140,19 +170,34 @@ class Server:
                     lost = Undelivered(dispatch.origin[0], tuple([job.id for job in jobs]))
                     self._undelivered.append((dispatch.origin, lost))
         for origin, request in effects.reads:
-            self._post(origin, self._answer(origin, request))
+            self._answer(origin, request)
 
-    def _answer(self, origin: Origin, request: Message) -> Message:
-        if self._guard is None:
-            return self._queries.answer(request)
-        return self._guard.answer(self._queries, origin, request)
+    def _answer(self, origin: Origin, request: Message) -> None:
+        """Answer a reading request, in a later turn if this one has answered enough."""
+        if self._answered_bytes <= _ANSWERED_BYTES_MOST:
+            if self._guard is None:
+                self._post(origin, self._queries.answer(request))
+            else:
+                self._post(origin, self._guard.answer(self._queries, origin, request))
+        elif len(self._later) < _LATER_MOST:
+            self._later.append((origin, request))
+        else:
+            self.faults["busy"] += 1
+            text = f"{_LATER_MOST} large answers are to be given first"
+            self._post(origin, Error("busy", text, req=request.req))
+
+    def _answer_later(self) -> None:
+        """Answer what was left for a later turn."""
+        while self._later and self._answered_bytes <= _ANSWERED_BYTES_MOST:
+            self._answer(*self._later.popleft())
 
     def _post(self, origin: Origin, message: Message) -> bool:
         """Send one message; say whether it is on its way. Never blocks: a peer that has gone, or
         does not read, is its own loss.
         """
+        payload = self._encode(message)
         try:
-            self._router.send_multipart([*origin, PROTOCOL, self._encode(message)], zmq.NOBLOCK)
+            self._router.send_multipart([*origin, PROTOCOL, payload], zmq.NOBLOCK)
         except (zmq.Again, zmq.ZMQError) as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -160,6 +205,8 @@ class Server:
             self.faults[cause] += 1
             log.debug("message dropped", cause=cause)
             return False
+        self._answered_bytes += len(payload)
+        self._hoarders.posted(origin[0], len(payload))
         return True
 
     def _encode(self, message: Message) -> bytes:
@@ -186,6 +233,7 @@ class Server:
             if self._guard is not None and policy is not None:
                 self._undelivered += self._guard.adopt(policy)
             self._engine.limits = limits_of(self._config)
+            self._hoarders.limit_bytes = self._config.max_queued
             self._queries.inputs_limit = self._config.inputs_limit
         if self._leave_asked:
             return True

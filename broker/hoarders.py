@@ -1,0 +1,296 @@
+"""Cuts off connections that hoard the broker's memory in libzmq's queues.
+
+libzmq bounds the size of a frame and the number of messages in a queue. That leaves three ways to
+fill the memory from one connection, all found by measurement (tests/hostile): a message whose
+frames never end, which is held until its last one (an empty frame takes 2 bytes on the wire and 64
+in memory); a thousand messages of the largest size, sent faster than they are taken; and answers of
+the largest size, asked for a thousand times and never read.
+
+So what is read of each connection and what is posted to it is counted, and the loop looks at the
+process's memory four times a second. As long as that grows by no more than what live jobs take,
+that is all. If it grows further, the kernel is asked how many bytes each TCP connection has sent
+and taken: the difference is what it hoards. Those that hoard the most are shut down, until the rest
+is within the bound; libzmq then drops what is incomplete or not sent. A peer that meant no harm
+connects again and says it again.
+
+Linux only, and TCP only: elsewhere nobody is cut off. Whoever may connect to an ipc endpoint could
+fill the broker's disk as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import zmq
+
+from broker.codec import FRAMES_MOST
+from broker.log import get_logger
+
+log = get_logger("hoarders")
+
+_LOOK_EVERY_S = 0.25
+_LOOKING_SHARE = 0.1
+"""How much of the loop's time looking at connections may take."""
+_AMPLIFIED_MOST = 32
+"""How many bytes libzmq takes for a byte on the wire at most: 64 for an empty frame's two."""
+_OVERHEAD_BYTES = 64
+"""More than the wire has for a frame besides its content, encrypted or not."""
+_JOB_BYTES = 1_500
+"""About what a live job takes besides its args."""
+
+_STATM = Path("/proc/self/statm")
+_DESCRIPTORS = Path("/proc/self/fd")
+_TCP_INFO_BYTES = 152
+_ESTABLISHED = 1
+_COUNTERS = struct.Struct("=QQ")
+_COUNTERS_AT = 120  # tcpi_bytes_acked and tcpi_bytes_received, since Linux 4.1
+
+_RCVMORE = int(zmq.RCVMORE)
+
+
+class _Account:
+    """What passed between the loop and one connection."""
+
+    __slots__ = ("fd", "identity", "posted_bytes", "read_at_last_look", "read_bytes")
+
+    def __init__(self, identity: bytes, fd: int) -> None:
+        self.identity = identity
+        self.fd = fd
+        # What the loop took of it, and gave to it; never less than what the kernel says of it.
+        self.read_bytes = 0
+        self.posted_bytes = 0
+        # The former when connections were looked at last.
+        self.read_at_last_look = 0
+
+
+class _Hoard:
+    """What one connection holds of the broker's memory, in bytes on the wire."""
+
+    __slots__ = ("fd", "is_stuck", "unread", "untaken")
+
+    def __init__(self, fd: int, unread: int, untaken: int, is_stuck: bool) -> None:
+        self.fd = fd
+        self.unread = unread
+        self.untaken = untaken
+        # Whether nothing that came could be read since the last look.
+        self.is_stuck = is_stuck
+
+
+class Hoarders:
+    """Watches over the memory of one ROUTER, and stands in for it where input is received.
+
+    Used by the loop's thread alone. `limit_bytes` is what unread input and untaken output may take,
+    `frame_bytes` the largest frame; `live_bytes` gives how much memory live jobs should take.
+    """
+
+    def __init__(
+        self,
+        router: zmq.Socket[bytes],
+        endpoints: Sequence[str],
+        *,
+        limit_bytes: int,
+        frame_bytes: int,
+        live_bytes: Callable[[], int],
+    ) -> None:
+        self._router = router
+        self._ports = {urlsplit(each).port for each in endpoints if each.startswith("tcp://")}
+        self.limit_bytes = limit_bytes
+        self._frame_bytes = frame_bytes
+        self._live_bytes = live_bytes
+        # How many connections were cut off.
+        self.cut_off = 0
+        # When to look again; never where there is nothing to be seen.
+        self.due = 0.0 if self._ports and _STATM.exists() else float("inf")
+        # What the process takes besides live jobs and hoards, once that is known.
+        self._floor_bytes: int | None = None
+        # The connections that were heard, by identity and by descriptor; and whose frame is next.
+        self._accounts: dict[bytes, _Account] = {}
+        self._by_fd: dict[int, _Account] = {}
+        self._reading: _Account | None = None
+        self._identity = b""
+
+    # ---- what passes through ----
+
+    def recv_multipart(self, flags: int = 0) -> list[bytes]:
+        """Give the next message. Of one with far too many frames, no more than show that."""
+        router = self._router
+        frames: list[bytes] = [self.recv(flags)]
+        if self._reading is None:
+            frames.append(self.recv(flags, copy=False).bytes)
+        while router.getsockopt(_RCVMORE):
+            frame = router.recv(flags)
+            if len(frames) <= FRAMES_MOST:
+                frames.append(frame)
+            elif self._reading is not None:
+                self._reading.read_bytes += len(frame) + _OVERHEAD_BYTES
+        if self._reading is not None:
+            size = sum(map(len, frames)) + _OVERHEAD_BYTES * len(frames)
+            self._reading.read_bytes += size
+        return frames
+
+    def recv(self, flags: int = 0, copy: bool = True) -> Any:
+        """Give the next frame: the identity with `copy`, those after it without."""
+        if copy:
+            self._identity = self._router.recv(flags)
+            self._reading = self._accounts.get(self._identity)
+            return self._identity
+        frame = self._router.recv(flags, copy=False)
+        if self._reading is None:
+            self._reading = self._open(frame)
+        return frame
+
+    def count(self, frames: Sequence[bytes]) -> None:
+        """Note that a message was read frame by frame."""
+        if self._reading is not None:
+            self._reading.read_bytes += sum(map(len, frames)) + _OVERHEAD_BYTES * len(frames)
+
+    def posted(self, identity: bytes, size_bytes: int) -> None:
+        """Note that so much was sent to a connection."""
+        account = self._accounts.get(identity)
+        if account is not None:
+            account.posted_bytes += size_bytes
+
+    def _open(self, frame: zmq.Frame) -> _Account:
+        try:
+            fd = int(frame.get(zmq.SRCFD))
+        except zmq.ZMQError:
+            fd = -1
+        account = _Account(self._identity, fd)
+        former = self._by_fd.get(fd)
+        if former is not None:
+            # Its connection has gone: another one has its descriptor.
+            self._accounts.pop(former.identity, None)
+        self._accounts[account.identity] = self._by_fd[fd] = account
+        return account
+
+    # ---- looks ----
+
+    def look(self, now: float) -> None:
+        """See whether memory grows, and if it does, through whom; almost free otherwise."""
+        if now < self.due:
+            return
+        self.due = now + _LOOK_EVERY_S
+        taken = _own_memory_bytes() - self._live_bytes()
+        if self._floor_bytes is None or taken < self._floor_bytes:
+            self._floor_bytes = taken
+        grown = taken - self._floor_bytes
+        if grown < self.limit_bytes // 4:
+            return
+        began = time.monotonic()
+        hoards = list(self._hoards())
+        guilty = self._guilty(hoards, grown)
+        if guilty:
+            for hoard in guilty:
+                self._cut_off(hoard)
+            # What they had is free then, but libc keeps it: the next growth would be invisible.
+            _give_back_memory()
+        else:
+            suspected = sum(
+                hoard.untaken + hoard.unread * (_AMPLIFIED_MOST if hoard.is_stuck else 1)
+                for hoard in hoards
+            )
+            # The rest is the broker's own: what it keeps of ended jobs, caches, fragments.
+            self._floor_bytes += max(0, grown - suspected)
+        self.due += (time.monotonic() - began) / _LOOKING_SHARE
+
+    def _guilty(self, hoards: list[_Hoard], grown: int) -> list[_Hoard]:
+        """Give those that must go for the rest to be within the bound, none if it is."""
+        # An incomplete message of this size is longer than any that is taken.
+        guilty = {each for each in hoards if each.is_stuck and each.unread > self._frame_bytes}
+        unread = sum(each.unread for each in hoards)
+        untaken = sum(each.untaken for each in hoards)
+        guilty.update(_largest(hoards, lambda each: each.unread, unread - self.limit_bytes))
+        guilty.update(_largest(hoards, lambda each: each.untaken, untaken - self.limit_bytes))
+        unexplained = grown - unread - untaken
+        if unexplained > self.limit_bytes // 2:
+            # Small frames, then, by somebody who never comes to an end.
+            stuck = [each for each in hoards if each.is_stuck]
+            could_be = _AMPLIFIED_MOST * sum(each.unread for each in stuck)
+            if could_be > unexplained // 2:
+                guilty.update(
+                    _largest(stuck, lambda each: each.unread, unexplained // _AMPLIFIED_MOST)
+                )
+        return list(guilty)
+
+    def _hoards(self) -> Iterator[_Hoard]:
+        """Ask the kernel about the TCP connections to the router's endpoints. 5 us each."""
+        for name in os.listdir(_DESCRIPTORS):
+            with contextlib.suppress(OSError), _borrowed(int(name)) as peer:
+                info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+                is_peer = info[:1] == bytes([_ESTABLISHED]) and len(info) == _TCP_INFO_BYTES
+                if is_peer and peer.getsockname()[1] in self._ports:
+                    acked, received = _COUNTERS.unpack_from(info, _COUNTERS_AT)
+                    yield self._hoard(int(name), acked, received)
+
+    def _hoard(self, fd: int, acked: int, received: int) -> _Hoard:
+        account = self._by_fd.get(fd)
+        if account is None:
+            return _Hoard(fd, received, 0, is_stuck=True)  # it never came to an end
+        if received < account.read_bytes:
+            account.read_bytes = received  # what was added for overhead was too much
+        account.posted_bytes = max(account.posted_bytes, acked)
+        is_stuck = account.read_bytes <= account.read_at_last_look
+        account.read_at_last_look = account.read_bytes
+        unread = received - account.read_bytes
+        return _Hoard(fd, unread, account.posted_bytes - acked, is_stuck)
+
+    def _cut_off(self, hoard: _Hoard) -> None:
+        with contextlib.suppress(OSError), _borrowed(hoard.fd) as peer:
+            address = ":".join(map(str, peer.getpeername()[:2]))
+            peer.shutdown(socket.SHUT_RDWR)
+            self.cut_off += 1
+            log.warning(
+                "connection cut off: it takes too much memory",
+                peer=address,
+                unread=hoard.unread,
+                untaken=hoard.untaken,
+            )
+
+
+def live_bytes(args_bytes: int, jobs: int) -> int:
+    """Give about what live jobs take."""
+    return args_bytes + jobs * _JOB_BYTES
+
+
+def _largest(some: list[_Hoard], size: Callable[[_Hoard], int], excess: int) -> list[_Hoard]:
+    """Give the largest of `some` that together make up for the excess; none if there is none."""
+    found: list[_Hoard] = []
+    if excess > 0:
+        for each in sorted(some, key=size, reverse=True):
+            if excess <= 0 or not size(each):
+                break
+            found.append(each)
+            excess -= size(each)
+    return found
+
+
+@contextlib.contextmanager
+def _borrowed(fd: int) -> Iterator[socket.socket]:
+    """Give a socket object for a descriptor that is libzmq's, and stays so."""
+    borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        yield borrowed
+    finally:
+        borrowed.detach()
+
+
+def _own_memory_bytes() -> int:
+    """Give how much memory the process has for itself, files not counted."""
+    _, resident, shared, *_ = _STATM.read_bytes().split()
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _give_back_memory() -> None:
+    """Have libc return what is free to the system, where it knows how to."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -28,7 +28,6 @@ from tests.simulation.referee import Referee
 from tests.simulation.violation import Violation
 from tests.simulation.world import World
 
-
 _WAITS_MOST = 1000  # at one moment
 
 
@@ -159,15 +158,17 @@ class BrokerHost:
         )
         clock = SimpleNamespace(monotonic=lambda: world.now, time=lambda: world.wall)
         system = SimpleNamespace(urandom=lambda size: world.plan.seed.to_bytes(size, "big"))
-        with mock.patch.multiple(
-            broker.server,
-            zmq=fake_zmq,
-            time=clock,
-            os=system,
-            Engine=WatchedEngine,
-            Watch=lambda *_: _Watch(host),
-            bind_router=lambda *_: (_Router(host), ["simulated"]),
-        ):
+        outside: dict[str, Any] = {
+            "zmq": fake_zmq,
+            "time": clock,
+            "os": system,
+            "Engine": WatchedEngine,
+            "Watch": lambda *_: _Watch(host),
+            "Hoarders": lambda router, *_, **__: _Hoarders(router),
+            "bind_router": lambda *_: (_Router(host), ["simulated"]),
+        }
+        there = {name: new for name, new in outside.items() if hasattr(broker.server, name)}
+        with mock.patch.multiple(broker.server, **there):
             yield
 
     def wait(self, until: float | None) -> None:
@@ -242,6 +243,22 @@ class _Watch:
         self._host.wake()
 
     def close(self) -> None:
+        pass
+
+
+class _Hoarders:
+    """Stands for broker.hoarders.Hoarders: no peer here leaves more unread than it may."""
+
+    due = NEVER
+    limit_bytes = 0
+
+    def __init__(self, router: _Router) -> None:
+        self.recv_multipart = router.recv_multipart
+
+    def posted(self, identity: bytes, size_bytes: int) -> None:
+        pass
+
+    def look(self, now: float) -> None:
         pass
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from broker.core.job import Job, Outcome, Run, State
 from broker.core.lanes import Lanes
-from broker.core.records import Record, Writes, record_of, record_of
+from broker.core.records import Record, Writes, record_of
 from broker.store.base import Store, StoreError
 from broker.store.memory import MemoryStore
 from broker.store.sqlite import SqliteStore

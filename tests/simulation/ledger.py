@@ -89,7 +89,9 @@ class Ledger:
             raise Violation(f"the token {token} was given out twice")
         self.tokens.add(token)
         for dependency, result in (assignment.inputs or {}).items():
-            self.ended(dependency, "finished", json.dumps(json.loads(bytes(result)), sort_keys=True))
+            self.ended(
+                dependency, "finished", json.dumps(json.loads(bytes(result)), sort_keys=True)
+            )
 
     def confirmed(self, id: str, result: bytes | None, error: str | None = None) -> None:
         """The broker has confirmed an outcome that ends a job."""

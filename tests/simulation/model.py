@@ -11,12 +11,15 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from msgspec import UNSET
+
 from broker.core.engine import Undelivered
-from tests.simulation.rules import ENDED, MJob, MWait, MWorker, Origin, Refuse, Rules, conditions_of
+from tests.simulation.questions import Questions
+from tests.simulation.records import MJob, MWait, MWorker, Origin, Refuse, conditions_of
 from worker_sdk import messages as m
 
 
-class Model(Rules):
+class Model(Questions):
     """Carries out commands by the rules, and answers questions by looking."""
 
     def turn(self, commands: list[Any], now: float, wall: float, seen: Any) -> None:
@@ -160,19 +163,20 @@ class Model(Rules):
 
     def _revivable(self, asked: list[str]) -> dict[str, MJob]:
         """Those asked for and what was canceled because of them, as far as they can run."""
-        candidates = {id: self.jobs[id] for id in asked}
-        for job in candidates.values():
-            new = [self.jobs[id] for id in self.dependents.get(job.id, ()) if id in self.ended]
-            for other in new:
-                if other.reason == "dependency" and not self._is_needed(other.id):
-                    if other.id not in candidates:
-                        return self._revivable([*candidates, other.id])
+        line = list(asked)
+        for id in line:
+            for other in self.dependents.get(id, ()):
+                gone = other in self.ended and self.ended[other].reason == "dependency"
+                if gone and other not in line and not self._is_needed(other):
+                    line.append(other)
+        candidates = {id: self.jobs[id] for id in line}
         revived: dict[str, MJob] = {}
         while True:
             more = {
                 id: job
                 for id, job in candidates.items()
-                if id not in revived and all(self._may_hold(job, on, revived) for on in job.conditions)
+                if id not in revived
+                and all(self._may_hold(job, on, revived) for on in job.conditions)
             }
             if not more:
                 return revived
@@ -256,10 +260,6 @@ class Model(Rules):
             if job.state == "running" and job.worker is None and job.session == message.session:
                 self._give_back(job)
         self.workers[origin[0]] = new
-        for job in list(self.live.values()):
-            never_came = job.state == "running" and job.worker is None
-            if never_came and message.session and job.session == message.session:
-                self._give_back(job)
         self._alarm(self.now + self.limits.heartbeat_limit, "_lease", new)
         limit = self.limits.heartbeat_limit
         welcome = m.Welcome(self.version, limit / 4, limit, self.limits.max_message)
@@ -300,7 +300,7 @@ class Model(Rules):
             there = tuple(one.id for one in strays if self._is_recorded(one))
             error = m.Error(first, "", tuple(codes), several, there, req=message.req)
             self.answers.append((origin, error))
-        elif message.req is not m.UNSET and not isinstance(message, m.Progress):
+        elif message.req is not UNSET and not isinstance(message, m.Progress):
             self._ok(origin, message)
 
     def _is_recorded(self, one: Any) -> bool:
@@ -329,7 +329,7 @@ class Model(Rules):
         for job in list(worker.jobs.values()):
             self._give_back(job)
         del self.workers[origin[0]]
-        if message.req is not m.UNSET:
+        if message.req is not UNSET:
             self._ok(origin, message)
 
     def claim(self, origin: Origin, message: m.Claiming) -> None:
@@ -365,121 +365,6 @@ class Model(Rules):
                 if id in worker.jobs:
                     self._give_back(worker.jobs[id])
             worker.stalled = True
-
-    # ---- what questions are answered with ----------------------------------------------------
-
-    def answer(self, request: m.Message) -> m.Message | None:
-        """Give the answer to a request that changes nothing; None for any answer is right."""
-        match request:
-            case m.Status() | m.Wait():
-                missing = [id for id in request.ids if id not in self.jobs]
-                if missing:
-                    return m.Error("not_exist", "", tuple(missing), req=request.req)
-                with_args = isinstance(request, m.Status) and request.args
-                jobs = [self.info(self.jobs[id], args=with_args) for id in request.ids]
-                for info, id in zip(jobs, request.ids, strict=True):
-                    info.dependents = tuple(self.dependents.get(id, ()))
-                ok = m.Ok(jobs=tuple(jobs), req=request.req)
-                if isinstance(request, m.Wait):
-                    ok.done = not any(id in self.live for id in request.ids)
-                return ok
-            case m.Inputs():
-                results = {
-                    id: self.jobs[id].result
-                    for id in request.ids
-                    if id in self.jobs and self.jobs[id].state == "finished"
-                }
-                return m.Ok(results=results, req=request.req)  # type: ignore[arg-type]
-            case m.List():
-                return self._list(request)
-            case _:
-                return None
-
-    def info(self, job: MJob, *, args: bool = False) -> m.JobInfo:
-        """Show a job."""
-        spec, running = job.spec, job.state == "running"
-        return m.JobInfo(
-            id=job.id,
-            type=spec.type,
-            state=job.state,
-            queued=job.queued,
-            channel=spec.channel,
-            priority=spec.priority,
-            attempt=job.attempt,
-            max_attempts=spec.max_attempts,
-            started=job.started if running or job.state in ENDED else None,
-            finished=job.ended if job.state in ("finished", "failed") else None,
-            canceled=job.state == "canceled",
-            ended=job.ended,
-            due=job.due if job.state == "scheduled" else None,
-            dependencies=tuple(
-                id if condition == "finished" else m.Dependency(id, "ended")
-                for id, condition in job.conditions.items()
-            ),
-            result=m.UNSET if job.result is None else job.result,
-            error=job.error if job.state == "failed" else None,
-            reason=job.reason,
-            culprit=job.culprit,
-            progress=m.UNSET if job.progress is None else job.progress,
-            args=spec.args if args else m.UNSET,
-        )
-
-    def _list(self, request: m.List) -> m.Message | None:
-        if request.after is not None and request.after not in self.pages:
-            return None
-        part, below = self.pages.get(request.after or "", ("live", 1 << 60))
-        order: list[tuple[str, int, MJob]] = []
-        if part == "live":
-            order = [("live", job.seq, job) for job in self.live.values() if job.seq < below]
-            order.sort(key=lambda entry: -entry[1])
-            below = 1 << 60
-        ended = [("ended", job.place, job) for job in self.ended.values() if job.place < below]
-        order += sorted(ended, key=lambda entry: -entry[1])
-        states = (request.state,) if isinstance(request.state, str) else request.state
-        found = []
-        for number, (part, at, job) in enumerate(order, start=1):
-            if (
-                (states is None or job.state in states)
-                and request.type in (None, job.spec.type)
-                and request.channel in (None, job.spec.channel)
-                and not (request.roots and job.conditions)
-                and (request.since is None or job.queued >= request.since)
-                and (request.until is None or job.queued < request.until)
-            ):
-                found.append(self.info(job))
-            if len(found) == request.limit and number < len(order):
-                self.page_end = (part, at)
-                return m.Ok(jobs=tuple(found), after="there is more", req=request.req)
-        return m.Ok(jobs=tuple(found), after=None, req=request.req)
-
-    def counts(self) -> dict[str, int]:
-        """How many jobs are in each state, and what else is counted."""
-        counts = dict.fromkeys(("blocked", "scheduled", "ready", "running"), 0)
-        for job in self.live.values():
-            counts[job.state] += 1
-        return {
-            **counts,
-            "workers": len(self.workers),
-            "waits": len(self.waits),
-            "ended_kept": len(self.ended),
-            "args_bytes": sum(len(job.spec.args) for job in self.live.values()),
-        }
-
-    def assignment(self, id: str, attempt: int) -> m.Assignment:
-        """What a worker must be given."""
-        job = self.jobs[id]
-        given = m.Assignment(id, attempt, job.spec.type, job.spec.args, job.spec.channel)
-        given.timeout = job.spec.timeout
-        given.dependencies = tuple(job.conditions)
-        if job.conditions and job.spec.inputs:
-            finished = [self.jobs[d] for d in job.conditions if d in self.jobs]
-            results = {d.id: d.result for d in finished if d.result is not None}
-            size = sum(36 + len(result) for result in results.values())
-            if size <= self.inputs_limit:
-                given.inputs = results
-            else:
-                given.inputs_left_out = True
-        return given
 
 
 def content_of(spec: m.NewJob) -> object:

@@ -15,8 +15,7 @@ from unittest import mock
 from msgspec.structs import replace
 
 import broker.server as server_module
-import broker.store.sqlite as sqlite_store
-from broker.core.engine import Engine, Undelivered
+from broker.core.engine import Engine
 from broker.core.graph import Graph
 from broker.core.history import History
 from broker.core.intake import Intake
@@ -28,9 +27,10 @@ from broker.core.refusal import Refused
 from broker.core.service import Service
 from broker.core.waits import Waits
 from broker.core.workers import Pool
-from broker.queries import Queries
 from broker.server import Server
+from broker.store.attempts import Attempts
 from broker.store.memory import MemoryStore
+from broker.store.sqlite import SqliteStore
 from tests.simulation.plan import FAULTS, Plan
 from tests.simulation.run import Report, run
 from worker_sdk.agent import Agent
@@ -105,8 +105,8 @@ def answers_are_sent_before_the_commit() -> AbstractContextManager[object]:
         while not self._is_over():
             self._await()
             commands, refusals = self._receive()
-            time = server_module.time
-            effects = self._engine.apply(commands, time.monotonic(), time.time())
+            clock: Any = vars(server_module)["time"]
+            effects = self._engine.apply(commands, clock.monotonic(), clock.time())
             self._send(effects, refusals)
             if effects.writes:
                 self._store.commit(effects.writes)
@@ -151,15 +151,15 @@ def sqlite_says_committed_and_keeps_it_in_memory() -> AbstractContextManager[obj
 
         self._db = self._live._db = self._ended._db = self._attempts._db = Lazy()
 
-    return _around(sqlite_store.SqliteStore, "__init__", open_unsafe)
+    return _around(SqliteStore, "__init__", open_unsafe)
 
 
 @_planted(store="sqlite", rates=STORMY)
 def sqlite_does_not_write_attempts() -> AbstractContextManager[object]:
-    return _instead(sqlite_store.Attempts, "write", lambda self, jobs: None)
+    return _instead(Attempts, "write", lambda self, jobs: None)
 
 
-@_planted()
+@_planted(6)
 def undelivered_jobs_are_forgotten() -> AbstractContextManager[object]:
     return _instead(Server, "_post", _post_blindly)
 
@@ -178,13 +178,13 @@ def wrong_results_are_handed_to_dependents() -> AbstractContextManager[object]:
         found = old(self, ids)
         return dict(zip(found, reversed(found.values()), strict=True))
 
-    return _around(Queries, "_results_of", results)
+    return _around(MemoryStore, "results", results)
 
 
 # ---- core: attempts and their tokens -------------------------------------------------------------
 
 
-@_planted(rates=STORMY)
+@_planted(3, rates=STORMY)
 def the_fencing_check_is_dropped() -> AbstractContextManager[object]:
     def finish(old: Any, self: Any, origin: Any, message: Any) -> None:
         running = self.worker(origin, "finish").running
@@ -198,7 +198,7 @@ def the_fencing_check_is_dropped() -> AbstractContextManager[object]:
     return _around(Service, "finish", finish)
 
 
-@_planted(rates=STORMY)
+@_planted(17, rates=STORMY)
 def a_finish_after_a_cancel_is_confirmed() -> AbstractContextManager[object]:
     def finish(old: Any, self: Any, origin: Any, message: Any) -> None:
         try:
@@ -210,7 +210,7 @@ def a_finish_after_a_cancel_is_confirmed() -> AbstractContextManager[object]:
     return _around(Service, "finish", finish)
 
 
-@_planted(rates=STORMY)
+@_planted(6, rates=STORMY)
 def a_claim_of_a_wrong_attempt_is_accepted() -> AbstractContextManager[object]:
     def adopt(old: Any, self: Any, worker: Any, former: Any, claims: Any) -> Any:
         for claim in claims:
@@ -224,7 +224,12 @@ def a_claim_of_a_wrong_attempt_is_accepted() -> AbstractContextManager[object]:
 
 @_planted()
 def a_job_has_more_attempts_than_it_may() -> AbstractContextManager[object]:
-    return _instead(Job, "attempts_used", property(lambda self: self.attempt - self.spared - 1))
+    def terms(old: Any, self: Any, spec: Any) -> Any:
+        made = old(self, spec)
+        made.max_attempts += 1
+        return made
+
+    return _around(Lane, "_new_terms", terms)
 
 
 @_planted(rates=STORMY)
@@ -241,7 +246,7 @@ def the_back_off_does_not_grow() -> AbstractContextManager[object]:
     return _instead(Life, "_pause", lambda self, job: job.terms.backoff.first)
 
 
-@_planted()
+@_planted(7)
 def a_retry_on_request_gets_no_new_attempts() -> AbstractContextManager[object]:
     def revive(old: Any, self: Any, record: Any) -> None:
         old(self, record)
@@ -294,7 +299,7 @@ def the_last_job_that_is_ready_goes_first() -> AbstractContextManager[object]:
     return _around(Lane, "push", push)
 
 
-@_planted(workers=4)
+@_planted(1, workers=4)
 def the_most_loaded_worker_gets_the_job() -> AbstractContextManager[object]:
     def least_loaded(self: Any) -> Any:
         levels = [level for level, there in self._levels.items() if there]
@@ -313,7 +318,7 @@ def a_worker_that_has_room_again_is_not_looked_at() -> AbstractContextManager[ob
     return _around(Engine, "_dispatch", dispatch)
 
 
-@_planted()
+@_planted(15)
 def a_canceled_worker_is_not_told() -> AbstractContextManager[object]:
     def cancel(old: Any, self: Any, job: Any, *args: Any) -> None:
         old(self, job, *args)
@@ -388,7 +393,9 @@ def an_idempotent_enqueue_runs_twice() -> AbstractContextManager[object]:
 
 @_planted()
 def the_delay_is_ignored() -> AbstractContextManager[object]:
-    return _around(Life, "admit", lambda old, self, job, delayed=True: old(self, job, delayed=False))
+    return _around(
+        Life, "admit", lambda old, self, job, delayed=True: old(self, job, delayed=False)
+    )
 
 
 @_planted()
@@ -401,7 +408,7 @@ def expiry_is_forgotten() -> AbstractContextManager[object]:
     return _around(Lane, "_new_terms", terms)
 
 
-@_planted(rates=STORMY)
+@_planted(6, rates=STORMY)
 @contextmanager
 def a_timer_is_forgotten_on_restart() -> Iterator[None]:
     def restore(old: Any, self: Any, job: Any, started: Any) -> None:
@@ -423,7 +430,7 @@ def a_silent_worker_keeps_its_jobs() -> AbstractContextManager[object]:
     return _instead(Service, "lose_silent", lambda self: self._silent.clear())
 
 
-@_planted()
+@_planted(5)
 def a_wait_ends_with_the_first_of_its_jobs() -> AbstractContextManager[object]:
     def ended(old: Any, self: Any, id: str) -> None:
         for waiter in self._by_job.get(id, ()):
@@ -438,7 +445,7 @@ def a_wait_ends_with_the_first_of_its_jobs() -> AbstractContextManager[object]:
 # ---- SDK -----------------------------------------------------------------------------------------
 
 
-@_planted(rates=STORMY)
+@_planted(1, rates=STORMY)
 def unconfirmed_outcomes_are_not_sent_again() -> AbstractContextManager[object]:
     def take_back(self: Any) -> None:
         self._sent.clear()
@@ -479,6 +486,3 @@ def a_client_takes_any_answer_for_its_oldest_request() -> AbstractContextManager
         return old(self, frames, now)
 
     return _around(Exchange, "receive", receive)
-
-
-__all__ = ["PLANTED", "Planted", "Undelivered", "catch"]

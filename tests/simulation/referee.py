@@ -15,7 +15,7 @@ from broker.core.job import SCHEDULED, STATE_NAMES
 from broker.core.records import Writes
 from broker.store.base import Store
 from tests.simulation.model import Model
-from tests.simulation.rules import Origin
+from tests.simulation.records import Origin
 from tests.simulation.violation import Violation
 from tests.simulation.world import World
 from worker_sdk import messages as m
@@ -177,7 +177,7 @@ class Referee:
             raise Violation(f"workers: {list(engine.crew.workers)}, {list(model.workers)}")
         for connection, worker in engine.crew.workers.items():
             its_model = model.workers[connection]
-            if (worker.credit, worker.running.keys()) != (its_model.credit, its_model.jobs.keys()):
+            if (worker.credit, set(worker.running)) != (its_model.credit, set(its_model.jobs)):
                 raise Violation(f"{connection!r}: {worker.credit}, {list(worker.running)}")
         needed = {id for id in model.ended if model._is_needed(id)}
         held = {id for id in model.ended if life.graph.holds(id)}
@@ -247,10 +247,8 @@ def _plain(message: m.Message) -> object:
             if not isinstance(jobs, msgspec.UnsetType):
                 for job in jobs:
                     job.dependents = tuple(sorted(job.dependents))
-            after = message.after if isinstance(message.after, msgspec.UnsetType) else (
-                message.after is not None
-            )
-            return (ids, jobs, message.done, after, message.results, message.version)
+            there_is_more = isinstance(message.after, str)
+            return (ids, jobs, message.done, there_is_more, message.results, message.version)
         case m.Jobs():
             return message.jobs
         case _:
@@ -264,7 +262,9 @@ def _difference(actual: m.Message, expected: m.Message) -> str:
         pairs = [(a, b) for a, b in zip(its, mine, strict=True) if a != b]
         for a, b in pairs:
             fields = [name for name in a.__struct_fields__ if getattr(a, name) != getattr(b, name)]
-            said = ", ".join(f"{name} {getattr(a, name)!r} not {getattr(b, name)!r}" for name in fields)
+            said = ", ".join(
+                f"{name} {getattr(a, name)!r} not {getattr(b, name)!r}" for name in fields
+            )
             return f"{type(actual).__name__}: {a.id}: {said}; and {len(pairs) - 1} more"
     if isinstance(its, tuple) and isinstance(mine, tuple) and its != mine:
         return f"{type(actual).__name__}: {[a.id for a in its]} are not {[b.id for b in mine]}"

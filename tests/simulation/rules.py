@@ -1,4 +1,4 @@
-"""The first half of the model: what happens to jobs, by itself and in time.
+"""The first third of the model: what happens to jobs, by itself and in time.
 
 Written down as simply as possible, from the specification, without the core's structures: all
 jobs are in one dict, and every question is answered by looking.
@@ -6,112 +6,15 @@ jobs are in one dict, and every question is answered by looking.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
 from heapq import heappop, heappush
 from typing import Any
 
+from msgspec import UNSET, Raw, UnsetType
+
+from tests.simulation.records import Answer, MJob, MWait, MWorker, Origin, Spec, conditions_of
 from tests.simulation.violation import Violation
 from worker_sdk import messages as m
-
-ENDED = ("finished", "failed", "canceled")
-Spec = m.NewJob
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class MJob:
-    """A job as the model sees it, live or ended."""
-
-    spec: Spec
-    seq: int
-    queued: float
-    conditions: dict[str, str] = field(default_factory=dict)
-    state: str = "blocked"
-    attempt: int = 0
-    spared: int = 0
-    worker: MWorker | None = None
-    session: str = ""
-    started: float | None = None
-    due: float | None = None
-    ready_no: int = 0
-    session: str = ""
-    """Of the worker that has or had the newest attempt: known after a restart too."""
-    in_front: bool = False
-    was_claimed: bool = False
-    """Its old place in the queue counts if it is ready again before that has come up."""
-    alarm: int = 0
-    progress: m.Raw | None = None
-    ended: float | None = None
-    result: m.Raw | None = None
-    error: str | None = None
-    reason: str | None = None
-    culprit: str | None = None
-    place: int = 0
-
-    def __repr__(self) -> str:
-        return (
-            f"{self.id}({self.state}, attempt {self.attempt}, spared {self.spared}, "
-            f"seq {self.seq}, on {self.conditions}, held by {self.worker}, due {self.due})"
-        )
-
-    @property
-    def id(self) -> str:
-        return self.spec.id
-
-    @property
-    def used_up(self) -> bool:
-        return self.attempt - self.spared >= self.spec.max_attempts
-
-
-@dataclass(slots=True, eq=False)
-class MWait:
-    """A `wait` that has not been answered."""
-
-    origin: Origin
-    request: m.Wait
-    open: set[str]
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class MWorker:
-    """A worker as the model sees it."""
-
-    origin: Origin
-    session: str
-    lanes: frozenset[tuple[str, str]]
-    credit: int
-    seen: float
-    stalled: bool = False
-    jobs: dict[str, MJob] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return f"{self.session}({len(self.jobs)} of {self.credit}, {sorted(self.lanes)})"
-
-    @property
-    def is_free(self) -> bool:
-        return not self.stalled and len(self.jobs) < self.credit
-
-
-def conditions_of(spec: Spec) -> dict[str, str]:
-    """Each dependency once; of two conditions the stricter one."""
-    conditions: dict[str, str] = {}
-    for one in spec.dependencies:
-        id, condition = (one, "finished") if isinstance(one, str) else (one.id, one.condition)
-        if conditions.get(id) != "finished":
-            conditions[id] = condition
-    return conditions
-
-
-class Refuse(Exception):
-    """The model's way to say no."""
-
-    def __init__(self, code: str, ids: Iterable[str] = ()) -> None:
-        super().__init__(code)
-        self.error = m.Error(code, "", tuple(ids))
-
-
-Origin = tuple[bytes, ...]
-Answer = tuple[Origin, m.Message]
 
 
 class Rules:
@@ -147,7 +50,7 @@ class Rules:
         self.reads: list[Answer] = []
         self.over: list[Answer] = []
         self.stops: dict[tuple[Origin, str], list[str]] = {}
-        self.claimed: list[tuple[Origin, m.Raw | m.UnsetType, str, int]] = []
+        self.claimed: list[tuple[Origin, Raw | UnsetType, str, int]] = []
         self.silent: list[MWorker] = []
         self._claims: list[tuple[Origin, m.Claiming]] = []
         self.new: list[str] = []
@@ -319,7 +222,6 @@ class Rules:
         job.state, job.worker, job.started = "running", worker, self.wall
         job.session = worker.session
         job.attempt += 1
-        job.session = worker.session
         job.due = job.progress = None
         if job.attempt - job.spared > job.spec.max_attempts:
             raise Violation(f"{job.id}: attempt {job.attempt} is beyond max_attempts")
@@ -344,7 +246,9 @@ class Rules:
         self._leave_worker(job)
         self._make_ready(job, in_front=True)
 
-    def _attempt_over(self, job: MJob, error: str | None, *, pause: bool, retry: bool = True) -> None:
+    def _attempt_over(
+        self, job: MJob, error: str | None, *, pause: bool, retry: bool = True
+    ) -> None:
         if not retry or job.used_up:
             job.error = error
             self._end(job, "failed")
@@ -440,14 +344,14 @@ class Rules:
 
     def _check_writes(self, writes: Any) -> None:
         """Whether the core wrote down what happened, no more and no less."""
-        for what, mine, its in (
+        for what, ours, its in (
             ("inserted", self.new, [job.id for job in writes.inserted]),
             ("removed", self.gone, writes.removed),
             ("ended", list(self.just_ended), [job.id for job in writes.ended]),
             ("deferred", self.kept, writes.deferred),
         ):
-            if sorted(mine) != sorted(its):
-                raise Violation(f"{what}: the core has {its}, the model {mine}")
+            if sorted(ours) != sorted(its):
+                raise Violation(f"{what}: the core has {its}, the model {ours}")
         for job in writes.ended:
             mine = self.just_ended[job.id]
             if mine.state == "failed" and mine.error is None and job.outcome.error:
@@ -459,7 +363,7 @@ class Rules:
     def _give_out(self, seen: Any) -> None:
         given: list[tuple[MWorker, MJob, int]] = []
         for dispatch in seen.dispatches:
-            if dispatch.req is not m.UNSET:
+            if dispatch.req is not UNSET:
                 continue
             worker = self.workers.get(dispatch.origin[0])
             for id in dispatch.ids:
@@ -501,5 +405,4 @@ class Rules:
             if has_shifted and not same_lane:
                 continue  # who stands first there may have a later number than those behind
             if not other.in_front and other.ready_no < job.ready_no:
-                raise Violation(f"{job!r}, ready {job.ready_no}, started before {other!r}, ready {other.ready_no}")
-
+                raise Violation(f"{job!r} started before {other!r}, which was ready first")

@@ -57,7 +57,7 @@ def _smaller(report: Report) -> Iterator[Plan]:
     left = [number for number in range(1, plan.ops + 1) if number not in plan.skip_ops]
     for some in _parts(left):
         yield change(plan, skip_ops=plan.skip_ops | some)
-    struck = [n for n in range(1, sum(report.faults.values()) + len(plan.skip) + 1)]
+    struck = range(1, sum(report.faults.values()) + len(plan.skip) + 1)
     for some in _parts([number for number in struck if number not in plan.skip]):
         yield change(plan, skip=plan.skip | some)
 

@@ -68,8 +68,8 @@ class SimWorker:
         # Attempts whose handler was told to stop and goes on.
         self._stuck: set[tuple[str, int]] = set()
         self._hanging: list[tuple[Assignment, float]] = []
-        # Requests for what a dispatch left out: key -> (assignment, what is there already).
-        self._asked: dict[bytes, tuple[Assignment, set[str]]] = {}
+        # Requests for what a dispatch left out.
+        self._asked: dict[bytes, Assignment] = {}
         self._claims: set[bytes] = set()
         # Outcomes that were sent, by the `req` of their message.
         self._sent: dict[bytes, Finish | Fail] = {}
@@ -212,17 +212,17 @@ class SimWorker:
         if sum(self._running.values()) > self.concurrency:
             raise Violation(f"{self} runs more than {self.concurrency} jobs at a time")
         if assignment.inputs_left_out:
-            self._ask(assignment, set())
+            self._ask(assignment)
         else:
             self._run(assignment)
 
-    def _ask(self, assignment: Assignment, there: set[str]) -> None:
-        missing = tuple(id for id in assignment.dependencies if id not in there)
-        request = Inputs(id=assignment.id, attempt=assignment.attempt, ids=missing)
-        self._asked[self.agent.request(request, self.world.now)] = (assignment, there)
+    def _ask(self, assignment: Assignment) -> None:
+        ids = assignment.dependencies
+        request = Inputs(id=assignment.id, attempt=assignment.attempt, ids=ids)
+        self._asked[self.agent.request(request, self.world.now)] = assignment
 
     def _take_inputs(self, key: bytes, reply: object) -> None:
-        assignment, there = self._asked.pop(key)
+        assignment = self._asked.pop(key)
         if not self.agent.holds(assignment) or isinstance(reply, Error):
             self._end(assignment, self.world.now)
         elif isinstance(reply, Ok) and isinstance(reply.results, dict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -235,9 +234,7 @@ class Workload:
         def done(value: Any) -> None:
             if isinstance(value, requests.Page):
                 self._saw(list(value))
-                if value.after is not None and len(filters) < 10:
-                    filters["seen"] = None
-                    filters.pop("seen")
+                if value.after is not None:
                     self.world.after(0.01, self._page, client, filters, value.after)
 
         if not client.is_gone and self.world.is_rough:
@@ -292,5 +289,3 @@ _OPS: dict[_Op, int] = {
     Workload._ping: 2,
     Workload._claim: 6,
 }
-
-__all__ = ["Done", "Workload", "partial"]

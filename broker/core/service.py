@@ -183,6 +183,7 @@ class Service:
     ) -> dict[str, list[str]]:
         """Let attempts go on that the worker says it runs; give the others, by why they cannot."""
         life = self._life
+        ended = self._history.find([one.id for one in claims if one.id not in life.jobs])
         refused: dict[str, list[str]] = {}
         for claim in claims:
             job = life.jobs.get(claim.id)
@@ -194,10 +195,9 @@ class Service:
                 if job.run.worker is worker:
                     continue
             reason = "lost"
-            if job is None:
-                record = self._history.find([claim.id]).get(claim.id)
-                if record is not None and record.state == CANCELED:
-                    reason = record.reason or "request"
+            record = ended.get(claim.id)
+            if record is not None and record.state == CANCELED:
+                reason = record.reason or "request"
             refused.setdefault(reason, []).append(claim.id)
         return refused
 

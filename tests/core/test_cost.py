@@ -1,12 +1,13 @@
 """What operations cost: counted in lines carried out, not in time, so that all machines agree."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 import pytest
 
+from broker.core.records import Record
 from tests.core.box import Box
 from worker_sdk.messages import Dependency, NewJob
 
@@ -250,6 +251,32 @@ def pruned(jobs: int) -> Callable[[], object]:
     return lambda: box.advance(2)
 
 
+def false_claims(count: int) -> Callable[[], object]:
+    box, ids = box_with(count)
+    box.cancel(*ids)
+    counted = CountedFinds(box)
+
+    def come() -> None:
+        box.worker(running=[(id, 1) for id in ids])
+        assert counted.finds <= 2
+
+    return come
+
+
+class CountedFinds:
+    """How often the store was asked for ended jobs since this was made."""
+
+    def __init__(self, box: Box) -> None:
+        self.finds = 0
+        find = box.store.find
+
+        def counted(ids: Sequence[str]) -> dict[str, Record]:
+            self.finds += 1
+            return find(ids)
+
+        box.store.find = counted  # type: ignore[method-assign]
+
+
 def waits_given_up(count: int) -> Callable[[], object]:
     box, ids = box_with(3)
     for _ in range(count):
@@ -274,6 +301,7 @@ def waits_given_up(count: int) -> Callable[[], object]:
         light_worker_beside_one_that_is_heavily_loaded,
         pruned,
         waits_given_up,
+        false_claims,
     ],
 )
 def test_cost_grows_with_the_number_of_jobs_and_not_with_its_square(

@@ -95,18 +95,21 @@ class Queries:
         jobs: list[Job] = []
         assignments: list[Assignment] = []
         size = 0
+        # Looked up once for all jobs of the message: many may depend on the same one.
+        results: dict[str, bytes] = {}
         for job in dispatch.jobs:
-            assignment = self._assignment(job)
+            assignment = self._assignment(job, results)
             jobs.append(job)
             assignments.append(assignment)
             size += len(job.args) + _size_of_edges(assignment)
             if size >= _FULL_FROM_BYTES:
                 yield Jobs(tuple(assignments), req=dispatch.req), jobs
                 jobs, assignments, size = [], [], 0
+                results.clear()
         if jobs:
             yield Jobs(tuple(assignments), req=dispatch.req), jobs
 
-    def _assignment(self, job: Job) -> Assignment:
+    def _assignment(self, job: Job, results: dict[str, bytes]) -> Assignment:
         lane = job.terms.lane
         assignment = Assignment(job.id, job.attempt, lane.type, Raw(job.args), lane.channel)
         assignment.timeout = job.terms.timeout
@@ -114,7 +117,7 @@ class Queries:
             ids = tuple([name_of(dependency) for dependency in job.dependencies])
             assignment.dependencies = ids
             if job.terms.inputs:
-                inputs, complete = self._results(ids, self.inputs_limit)
+                inputs, complete = self._results(ids, self.inputs_limit, results)
                 assignment.inputs = inputs if complete else None
                 assignment.inputs_left_out = not complete
         return assignment
@@ -122,27 +125,34 @@ class Queries:
     def _some_results(self, ids: Sequence[str]) -> dict[str, Raw]:
         """Give results of `ids` from the first on, as many as one answer takes."""
         limit = max(self.inputs_limit, self._engine.limits.max_message // 2)
-        return self._results(ids, limit)[0]
+        return self._results(ids, limit, {})[0]
 
-    def _results(self, ids: Sequence[str], limit_bytes: int) -> tuple[dict[str, Raw], bool]:
-        """Give results of finished jobs among `ids` within a bound, at least one; whether all."""
+    def _results(
+        self, ids: Sequence[str], limit_bytes: int, known: dict[str, bytes]
+    ) -> tuple[dict[str, Raw], bool]:
+        """Give results of finished jobs among `ids` within a bound, at least one; whether all.
+
+        `known` has results that were looked up before, and gets those that are now.
+        """
         found: dict[str, Raw] = {}
         size = 0
         for start in range(0, len(ids), _SCANNED_AT_A_TIME):
             some = ids[start : start + _SCANNED_AT_A_TIME]
-            results = self._results_of(some)
+            unknown = [id for id in some if id not in known]
+            if unknown:
+                self._look_up(unknown, known)
             for id in some:
-                if id in results:
-                    size += len(results[id]) + len(id)
+                if id in known:
+                    size += len(known[id]) + len(id)
                     if size > limit_bytes and found:
                         return found, False
-                    found[id] = Raw(results[id])
+                    found[id] = Raw(known[id])
         return found, size <= limit_bytes
 
-    def _results_of(self, ids: Sequence[str]) -> dict[str, bytes]:
+    def _look_up(self, ids: Sequence[str], results: dict[str, bytes]) -> None:
+        """Add the results of those of `ids` that are finished."""
         # What ended in this turn is at hand: the common case for the next job of a chain.
         just_ended = self._engine.life.just_ended
-        results: dict[str, bytes] = {}
         elsewhere: list[str] = []
         for id in ids:
             job = just_ended.get(id)
@@ -152,7 +162,6 @@ class Queries:
                 results[id] = job.outcome.result
         if elsewhere:
             results.update(self._store.results(elsewhere))
-        return results
 
     # ---- states ----
 

@@ -24,15 +24,16 @@ def condition_holds(dependency: str | Dependency, state: int) -> bool:
 
 def each_once(dependencies: tuple[str | Dependency, ...]) -> tuple[str | Dependency, ...]:
     """Give the dependencies without repetition; of two conditions the stricter one counts."""
-    if len(dependencies) < 2 and all(isinstance(one, str) for one in dependencies):
+    if not dependencies or (len(dependencies) == 1 and isinstance(dependencies[0], str)):
         return dependencies
     by_id: dict[str, str | Dependency] = {}
     for one in dependencies:
-        id = name_of(one)
-        if isinstance(one, str) or one.condition == "finished":
-            by_id[id] = id
+        if isinstance(one, str):
+            by_id[one] = one
+        elif one.condition == "finished":
+            by_id[one.id] = one.id
         else:
-            by_id.setdefault(id, one)
+            by_id.setdefault(one.id, one)
     return tuple(by_id.values())
 
 
@@ -83,7 +84,7 @@ class Graph:
         """
         jobs, held = self._jobs, self._held
         for dependency in job.dependencies:
-            id = name_of(dependency)
+            id = dependency if type(dependency) is str else name_of(dependency)
             other = jobs.get(id)
             if other is None:
                 held[id] = held.get(id, 0) + 1
@@ -100,7 +101,7 @@ class Graph:
         """Let go of what an ended job depended on."""
         jobs, held = self._jobs, self._held
         for dependency in job.dependencies:
-            id = name_of(dependency)
+            id = dependency if type(dependency) is str else name_of(dependency)
             other = jobs.get(id)
             if other is not None:
                 if other.dependents is not None:

@@ -82,14 +82,15 @@ class Intake:
         that it is doomed itself.
         """
         life = self._life
-        ended_ids = {
-            name_of(dependency)
+        live = life.jobs
+        named = {
+            one if type(one) is str else name_of(one)
             for job in fresh.values()
             if job.dependencies
-            for dependency in job.dependencies
+            for one in job.dependencies
         }
-        ended_ids = {id for id in ended_ids if id not in life.jobs and id not in fresh}
-        ended = self._history.find(sorted(ended_ids)) if ended_ids else {}
+        elsewhere = sorted([id for id in named if id not in live and id not in fresh])
+        ended = self._history.find(elsewhere) if elsewhere else {}
         seen: set[str] = set()
         doomed: dict[str, str] = {}
         faults: dict[str, str] = {}
@@ -98,8 +99,8 @@ class Intake:
             if job.dependencies:
                 job.dependencies = each_once(job.dependencies)
                 for dependency in job.dependencies:
-                    id = name_of(dependency)
-                    if id in life.jobs:
+                    id = dependency if type(dependency) is str else name_of(dependency)
+                    if id in live:
                         continue
                     if id in doomed:
                         if not condition_holds(dependency, CANCELED):

@@ -97,8 +97,20 @@ def test_bar_of_a_time_is_reached_from_above() -> None:
     bar = at_most(2, 100, plus=50, text=" + 2.5 syncs")
 
     assert bar.text == "<= 2 x raw + 2.5 syncs"
-    assert bar.share(250) == 1.0
-    assert bar.share(500) == 0.5
+    assert bar.share(250 / bar.allowed) == 1.0
+    assert bar.share(500 / bar.allowed) == 0.5
+
+
+def test_verdict_follows_from_the_same_median_as_the_ratio() -> None:
+    runs = [
+        Figure(workload="W3", case="a hop", unit="us", value=us, raw=100, bar=at_most(1.5, 100))
+        for us in (100, 260)
+    ]
+
+    (row,) = report.rows(runs)
+
+    assert row.ratio == pytest.approx(1.8)
+    assert not row.reached
 
 
 def test_row_without_a_bar_reaches_nothing() -> None:

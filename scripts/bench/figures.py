@@ -11,11 +11,13 @@ class Bar(Struct, frozen=True):
     allowed: float
     at_least: bool
 
-    def share(self, value: float) -> float:
-        """How much of what is asked for was reached; 1 and more: it was."""
+    def share(self, used: float) -> float:
+        """How much of what is asked for was reached by a figure that is `used` times what is
+        allowed; 1 and more: all of it.
+        """
         if self.at_least:
-            return value / self.allowed
-        return self.allowed / value if value else float("inf")
+            return used
+        return 1 / used if used else float("inf")
 
 
 class Figure(Struct, frozen=True, kw_only=True):

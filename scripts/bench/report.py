@@ -49,7 +49,7 @@ def rows(figures: Iterable[Figure]) -> list[Row]:
 def _row(group: Sequence[Figure]) -> Row:
     first = group[0]
     raws = [each.raw for each in group if each.raw]
-    shares = [each.bar.share(each.value) for each in group if each.bar]
+    used = _median_or_none([each.value / each.bar.allowed for each in group if each.bar])
     return Row(
         workload=first.workload,
         case=first.case,
@@ -61,7 +61,7 @@ def _row(group: Sequence[Figure]) -> Row:
             [each.value / each.framewise for each in group if each.framewise]
         ),
         bar=first.bar.text if first.bar else "",
-        share=_median_or_none(shares),
+        share=None if first.bar is None or used is None else first.bar.share(used),
         details={
             name: median([each.details[name] for each in group if name in each.details])
             for name in first.details

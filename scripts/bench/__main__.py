@@ -1,6 +1,8 @@
 """``python -m scripts.bench``: measure, and write bench.md, bench.json, bench.png and bench.svg."""
 
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -129,4 +131,6 @@ def _write(found: list[report.Row], whole: str, notes: dict[str, str], out: Path
 
 
 if __name__ == "__main__":
+    # As Ctrl-C does: so that all processes that were started are ended.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     main()

@@ -21,11 +21,13 @@ import zmq
 from msgspec import UNSET
 from zmq.utils import z85
 
+from broker.codec import FRAMES_MOST
 from broker.config import Config, ConfigError
 from broker.core.engine import Command, Engine, Expel
 from broker.core.graph import name_of
 from broker.core.refusal import ASTRAY, Refused, astray, listed, not_exist
 from broker.core.workers import Origin
+from broker.cutting import Heard
 from broker.log import get_logger
 from broker.policy import ADMIN, CANCEL, ENQUEUE, READ, WORK, Grant, Policy, load
 from broker.queries import Queries
@@ -125,6 +127,8 @@ class Guard:
         self._policy = policy
         self._engine = engine
         self._faults = faults
+        # Open connections, as far as anything came over them.
+        self.heard = Heard()
         # Refused keys that the log has been told of.
         self._told: set[str] = set()
         # There before the ROUTER listens: libzmq lets everybody in whom nobody can judge.
@@ -186,19 +190,20 @@ class Guard:
             log.warning("key refused", key=key, address=address.decode(errors="replace"))
         return ""
 
-    @staticmethod
-    def receive(router: zmq.Socket[bytes], flags: int) -> list[bytes]:
-        """Take the next message, the first frame as a Peer."""
+    def receive(self, router: zmq.Socket[bytes], flags: int) -> list[bytes]:
+        """Take the next message, the first frame as a Peer; of far too many frames, the first."""
         peer = Peer(router.recv(flags))
         frames: list[bytes] = [peer]
         while True:
             frame = router.recv(flags, copy=False)
-            frames.append(frame.bytes)
+            if len(frames) <= FRAMES_MOST:
+                frames.append(frame.bytes)
             if not frame.more:
                 break
         try:
             peer.key = str(frame.get("User-Id"))
             peer.chose_its_id = bool(frame.get("Identity"))
+            self.heard.note(int(frame.get(zmq.SRCFD)), peer.key)
         except zmq.ZMQError:
             # libzmq says so of a connection that was not judged. There are none; if ever, it is
             # nobody's.
@@ -219,7 +224,7 @@ class Guard:
                 try:
                     self._check(origin, origin[0], message, refusals)
                 except Refused as refused:
-                    self._faults[refused.code] += 1
+                    self._faults["refused by policy"] += 1
                     error = Error(refused.code, refused.message, refused.ids, req=message.req)
                     refusals.append((origin, error))
                     continue
@@ -373,6 +378,9 @@ class Guard:
         """
         self._policy = policy
         self._told.clear()
+        cut_off = self.heard.cut_off(lambda key: policy.grant(key) is None)
+        if cut_off:
+            log.warning("connections cut off: their keys are not known any more", count=cut_off)
         expelled: list[Command] = []
         for worker in self._engine.crew.workers.values():
             grant = self._grant(worker.origin)

@@ -45,7 +45,11 @@ def bind_router(
     router.set(zmq.BACKLOG, _BACKLOG)
     if guard is not None:
         guard.secure(router)
-    return router, [_bind(router, endpoint, config) for endpoint in config.bind]
+    endpoints = [_bind(router, endpoint, config) for endpoint in config.bind]
+    if guard is not None:
+        for endpoint in endpoints:
+            guard.heard.listens_on(endpoint)
+    return router, endpoints
 
 
 def _bind(router: zmq.Socket[bytes], endpoint: str, config: Config) -> str:

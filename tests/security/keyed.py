@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from broker import LocalBroker, keyring
 from broker.policy import Grant
@@ -135,13 +136,50 @@ class RawPeer:
 
 @contextmanager
 def raw_peer(
-    endpoint: str, keys: Keys | None = None, *, routing_id: bytes = b""
+    endpoint: str, keys: Keys | None = None, *, routing_id: bytes = b"", connect: bool = True
 ) -> Iterator[RawPeer]:
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
+        socket.sndtimeo = PATIENCE_MS
         if keys is not None:
             keys.put_on(socket)
         if routing_id:
             socket.setsockopt(zmq.ROUTING_ID, routing_id)
-        socket.connect(endpoint)
+        if connect:
+            socket.connect(endpoint)
         yield RawPeer(socket)
+
+
+class Watcher:
+    """Follows what becomes of a socket's connection."""
+
+    def __init__(self, monitor: zmq.Socket[bytes]) -> None:
+        self._monitor = monitor
+
+    def wait_for(self, *events: zmq.Event) -> None:
+        """Wait until one event has come after the other."""
+        for event in events:
+            found = None
+            while found != event:
+                assert self._monitor.poll(PATIENCE_MS), f"waited in vain for {event.name}"
+                found = self._next()
+
+    def seen(self) -> set[int]:
+        """All that has come since."""
+        seen = set()
+        while self._monitor.poll(0):
+            seen.add(self._next())
+        return seen
+
+    def _next(self) -> int:
+        return recv_monitor_message(self._monitor)["event"]
+
+
+@contextmanager
+def watching(peer: RawPeer) -> Iterator[Watcher]:
+    monitor = peer.socket.get_monitor_socket()
+    try:
+        yield Watcher(monitor)
+    finally:
+        peer.socket.disable_monitor()
+        monitor.close(linger=0)

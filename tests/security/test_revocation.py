@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from broker import LocalBroker, keyring
 from broker.config import ConfigError
 from broker.policy import load
-from tests.security.keyed import ALL, House, raw_peer, until
+from tests.security.keyed import ALL, House, raw_peer, until, watching
 from worker_sdk import Client, Denied, Worker
 from worker_sdk.messages import Enqueue, Heartbeat, Hello, NewJob, Ping, Wait
 
@@ -41,19 +42,44 @@ def revoke(house: House, broker: LocalBroker, name: str = "victim") -> None:
     house.reload(broker)
 
 
-def test_revoked_key_is_refused_on_its_live_connection(
-    house: House, broker: LocalBroker, boss: Client
-) -> None:
-    with raw_peer(broker.endpoint, house.keys("victim")) as victim:
-        assert victim.ask(Ping())["op"] == "ok"
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_live_connection_of_a_revoked_key_is_cut_off(house: House, transport: str) -> None:
+    house.key("victim", *ALL)
+    house.key("friend", *ALL)
+    bind = "tcp://127.0.0.1:*" if transport == "tcp" else f"ipc://{house.folder}/b.sock"
+    with (
+        house.broker(bind=bind) as broker,
+        raw_peer(broker.endpoint, house.keys("victim")) as victim,
+        raw_peer(broker.endpoint, house.keys("friend")) as friend,
+        watching(victim) as victims,
+        watching(friend) as friends,
+    ):
+        for peer in (victim, friend):
+            assert peer.ask(Ping())["op"] == "ok"
         revoke(house, broker)
 
-        answer = victim.ask(
-            Enqueue(jobs=(NewJob(id="018f2b6e-0000-7000-8000-000000000001", type="add"),))
-        )
+        victims.wait_for(zmq.Event.DISCONNECTED, zmq.Event.HANDSHAKE_FAILED_AUTH)
 
-        assert answer["code"] == "denied"
-        assert victim.ask(Ping())["code"] == "denied"
+        assert friend.ask(Ping())["op"] == "ok"
+        assert zmq.Event.DISCONNECTED not in friends.seen()
+
+
+def test_connection_of_a_revoked_key_that_was_never_heard_is_refused_all(
+    house: House, broker: LocalBroker, boss: Client
+) -> None:
+    """It cannot be told from others before it speaks."""
+    with (
+        raw_peer(broker.endpoint, house.keys("victim"), connect=False) as victim,
+        watching(victim) as victims,
+    ):
+        victim.socket.connect(broker.endpoint)
+        victims.wait_for(zmq.Event.HANDSHAKE_SUCCEEDED)
+        revoke(house, broker)
+
+        job = NewJob(id="018f2b6e-0000-7000-8000-000000000001", type="add")
+        answers = [victim.ask(Enqueue(jobs=(job,))), victim.ask(Ping())]
+
+        assert [answer["code"] for answer in answers] == ["denied", "denied"]
         assert not boss.list()
 
 
@@ -212,14 +238,14 @@ def test_sighup_cuts_off_a_revoked_key(house: House, tmp_path: Path) -> None:
         process = subprocess.Popen(command, stderr=stream)
     try:
         endpoint = until(lambda: ready.exists() and ready.read_text().strip())
-        with raw_peer(endpoint, house.keys("victim")) as victim:
+        with raw_peer(endpoint, house.keys("victim")) as victim, watching(victim) as victims:
             assert victim.ask(Ping())["op"] == "ok"
             revoked = [sys.executable, "-m", "broker", "keys", "revoke", "victim"]
             subprocess.run([*revoked, "--policy", str(house.policy)], check=True, env=os.environ)
             assert any(grant.revoked for grant in load(house.policy).grants)
             process.send_signal(signal.SIGHUP)
 
-            until(lambda: victim.ask(Ping()).get("code") == "denied")
+            victims.wait_for(zmq.Event.DISCONNECTED, zmq.Event.HANDSHAKE_FAILED_AUTH)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
     finally:

@@ -332,11 +332,15 @@ class Agent:
         self._on_reply(message)
 
     def _take(self, assignment: Assignment) -> bool:
-        """Hold an attempt, in place of an older one of the same job; false for a repetition."""
+        """Hold an attempt, in place of an older one of the same job; false for a repetition.
+
+        An outcome gives way to any attempt: the broker gives a job out again only once it is done
+        with that outcome. The number is no higher if the job was forgotten and enqueued anew.
+        """
         known = self._held.get(assignment.id)
-        if known is not None and known.attempt >= assignment.attempt:
-            return False
         if isinstance(known, Assignment):
+            if known.attempt >= assignment.attempt:
+                return False
             self.stopped.append(Stopped(known, "lost"))
         self._held[assignment.id] = assignment
         return True

@@ -127,3 +127,19 @@ def test_nothing_is_due_after_a_reconnect_if_nothing_is_left_to_ask_after() -> N
     agent.receive(welcome, 2.0)
 
     assert agent.next_due() > 2.0
+
+
+def test_a_job_that_was_enqueued_anew_is_taken_before_its_former_outcome_is_confirmed() -> None:
+    agent, (only,) = patient(1)
+    agent.finish(only, b"1")
+    agent.flush(1.0)
+    sent(agent)
+    again = Assignment(only.id, 1, "t")
+
+    agent.receive(Jobs((again,)), 1.1)
+    agent.tick(1.2)
+    question = sent(agent)
+    agent.receive(Ok(req=question[-1].req), 1.3)
+
+    assert list(agent.ready) == [again]
+    assert agent.holds(again)

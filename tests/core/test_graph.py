@@ -335,10 +335,12 @@ def test_ended_job_that_live_ones_depend_on_is_held(box: Box) -> None:
     assert not box.engine.life.graph.holds(first)
 
 
-def test_many_dependents_that_end_early_are_not_remembered(box: Box) -> None:
+@pytest.mark.parametrize("condition", ["finished", "ended"])
+def test_many_dependents_that_end_early_are_not_remembered(box: Box, condition: str) -> None:
     root = box.enqueue()
+    dependency = root if condition == "finished" else ended(root)
     for _ in range(200):
-        box.cancel(box.enqueue(after=[root]))
+        box.cancel(box.enqueue(after=[dependency]))
 
     dependents = box.engine.life.jobs[root].dependents
 

@@ -1,5 +1,7 @@
 """What waits for a time: delays and expiry."""
 
+import random
+
 import pytest
 
 from broker.core.timers import Timers
@@ -230,3 +232,17 @@ def test_canceled_timers_are_swept_out() -> None:
 
     assert len(timers) == len(keep)
     assert len(timers._heap) < 200
+
+
+def test_timers_fire_in_order_after_a_sweep() -> None:
+    timers, fired = Timers(), list[int]()
+    dice = random.Random(1)
+    times = list(range(300))
+    dice.shuffle(times)
+    set_ones = {at: timers.set(at, lambda at=at: fired.append(at)) for at in times}  # type: ignore[misc]
+    for at in times[:200]:
+        timers.cancel(set_ones[at])
+
+    fire(timers, 300)
+
+    assert fired == sorted(times[200:])

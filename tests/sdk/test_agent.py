@@ -416,14 +416,15 @@ def test_a_job_dispatched_twice_starts_once(play: Play) -> None:
     assert play.ready() == [(A, 1)]
 
 
-def test_a_job_dispatched_again_while_its_outcome_is_under_way_does_not_start(play: Play) -> None:
+def test_a_job_dispatched_again_while_its_outcome_is_under_way_is_a_new_one(play: Play) -> None:
     (job,) = play.dispatch(A)
     play.ready()
     play.finish(job)
 
-    play.dispatch(A)
+    (anew,) = play.dispatch(A)
 
-    assert play.ready() == []
+    assert play.ready() == [(A, 1)]
+    assert outcomes(play.finish(anew)) == [A]
 
 
 def test_a_newer_attempt_replaces_the_older_one(play: Play) -> None:

@@ -33,8 +33,6 @@ class LocalBroker:
         **settings: Any,
     ) -> None:
         endpoints = (bind,) if isinstance(bind, str) else tuple(bind)
-        # Waiting awake would take time from the process's other threads.
-        settings.setdefault("busy_poll", 0.0)
         self._config = Config(store=store, bind=endpoints, **settings)
         # While it runs.
         self._server: Server | None = None

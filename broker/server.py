@@ -128,9 +128,12 @@ class Server:
         limit = self._engine.limits.max_message
         size_bytes = 0
         for _ in range(_RECEIVED_MOST):
-            if size_bytes > _RECEIVED_BYTES_MOST or not self._watch.has_input():
+            if size_bytes > _RECEIVED_BYTES_MOST:
                 break
-            frames = self._take()
+            try:
+                frames = self._take()
+            except zmq.Again:
+                break
             size_bytes += len(frames[-1])
             if len(frames) > FRAMES_MOST:
                 self.faults["frames"] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import select
 from time import monotonic
 
 import zmq
@@ -22,31 +23,38 @@ class Watch:
     """
 
     def __init__(self, socket: zmq.Socket[bytes], busy_poll_s: float) -> None:
-        self._socket = socket
         self._busy_poll_s = busy_poll_s
         self._wakeup = Wakeup()
-        self._poller = zmq.Poller()
-        self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(self._wakeup.fd, zmq.POLLIN)
+        # The bare descriptors: zmq.Poller asks each socket twice more, at a system call each. Such
+        # a descriptor tells only what is new since its socket was asked, so that comes first.
+        self._sockets: list[zmq.Socket[bytes]] = []
+        self._poll = select.poll()
+        self._poll.register(self._wakeup.fd, select.POLLIN)
+        self.also(socket)
         # How long the last wait took.
         self._last_s = math.inf
 
     def also(self, socket: zmq.Socket[bytes]) -> None:
-        """Have input of another socket end a sleep too."""
-        self._poller.register(socket, zmq.POLLIN)
+        """Have input of another socket end a wait too."""
+        self._sockets.append(socket)
+        self._poll.register(int(socket.fd), select.POLLIN)
 
-    def has_input(self) -> bool:
-        """Say whether a message waits."""
-        return bool(int(self._socket.getsockopt(_EVENTS)) & _POLLIN)
+    def _has_input(self) -> bool:
+        for socket in self._sockets:  # noqa: SIM110 - a generator costs more than the look
+            if int(socket.getsockopt(_EVENTS)) & _POLLIN:
+                return True
+        return False
 
     def wait(self, until: float | None) -> None:
         """Wait; not beyond the monotonic time `until`."""
+        if self._has_input():
+            return
         start = monotonic()
         if self._last_s < self._busy_poll_s:
             awake_until = start + self._busy_poll_s
             if until is not None:
                 awake_until = min(awake_until, until)
-            while not self.has_input():
+            while not self._has_input():
                 now = monotonic()
                 if now >= awake_until:
                     self._last_s = math.inf
@@ -56,8 +64,8 @@ class Watch:
         timeout_ms = None
         if until is not None:
             timeout_ms = max(0, math.ceil((until - monotonic()) * 1000))
-        for ready, _ in self._poller.poll(timeout_ms):
-            if ready == self._wakeup.fd:
+        for descriptor, _ in self._poll.poll(timeout_ms):
+            if descriptor == self._wakeup.fd:
                 self._wakeup.clear()
         self._last_s = monotonic() - start
 

@@ -15,7 +15,7 @@ NAMES_WITHOUT_A_SUBJECT = {"utils.py", "util.py", "helpers.py", "helper.py", "co
 LAYERS = (
     ("worker_sdk.messages",),
     ("broker.core",),
-    ("broker.store", "broker.codec", "broker.queries"),
+    ("broker.store", "broker.codec", "broker.queries", "broker.policy", "broker.guard"),
     ("broker.server",),
     ("broker.daemon", "broker.local", "broker.demo", "broker.cli", "broker.__main__"),
 )

@@ -26,6 +26,7 @@ from worker_sdk.errors import (
 from worker_sdk.graph import Dependency, JobSpec
 from worker_sdk.ids import new_id
 from worker_sdk.job import Job, JobRejected
+from worker_sdk.keys import KeyFileError
 from worker_sdk.messages import Backoff
 from worker_sdk.requests import JobOptions, Page
 from worker_sdk.session import WorkerSession
@@ -55,6 +56,7 @@ __all__ = [
     "JobRejected",
     "JobSpec",
     "JobStatus",
+    "KeyFileError",
     "NotEncodable",
     "Page",
     "PointsmanError",

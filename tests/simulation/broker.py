@@ -288,6 +288,7 @@ def config_of(world: World) -> Config:
         max_ended=plan.max_ended,
         max_jobs=plan.max_jobs,
         max_waits=plan.max_waits,
+        max_message=plan.max_message,
         inputs_limit=plan.inputs_limit,
         drain=1.0,
     )

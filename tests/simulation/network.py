@@ -41,6 +41,7 @@ class Connection:
         "identity",
         "is_cut",
         "is_mute",
+        "last_sent",
         "leftovers",
         "lost_from",
         "peer",
@@ -64,6 +65,8 @@ class Connection:
         self.full_until = 0.0
         # Messages for the peer that outlived the connection, if any may.
         self.leftovers: list[Frames] | None = None
+        # What the peer sent last on it, if that may come once more on the next one.
+        self.last_sent: deque[Frames] = deque(maxlen=3)
 
 
 class Network:
@@ -80,6 +83,8 @@ class Network:
         # Peers without a connection -> the number of the attempt to make one that counts.
         self._try_of: dict[Peer, int] = {}
         self._tries = 0
+        # What comes to the broker for the second time as soon as a peer is connected again.
+        self._twice: dict[Peer, list[Frames]] = {}
         world.now_and_then("cut", lambda: self._befall(self.cut))
         world.now_and_then("half_open", lambda: self._befall(self._mute))
 
@@ -107,6 +112,8 @@ class Network:
         connection = Connection(b"\0c%03d" % self._connections, peer)
         self.by_identity[connection.identity] = connection
         peer.connection = connection
+        for frames in self._twice.pop(peer, ()):
+            self._deliver(connection, frames)
         if tell:
             peer.connected()
         for frames in leftovers or ():
@@ -122,6 +129,8 @@ class Network:
         connection.unroutable_from = now + dice.choice((0.0, 0.01, 1.0))
         if peer.is_gone:
             return
+        if connection.last_sent and self.world.strikes("duplicated", dice):
+            self._twice[peer] = list(connection.last_sent)
         if self.world.strikes("old_messages_arrive", dice):
             connection.leftovers = []
         if silently is None:
@@ -177,6 +186,12 @@ class Network:
 
     def to_broker(self, connection: Connection, frames: Frames) -> None:
         """Send a message from a peer."""
+        # A second hello could not be told from a new one: a transport that does this is none.
+        if b'"op":"hello"' not in frames[-1]:
+            connection.last_sent.append(frames)
+        self._deliver(connection, frames)
+
+    def _deliver(self, connection: Connection, frames: Frames) -> None:
         arrives = self._takes(connection, connection.arrives_at_broker)
         if arrives is not None:
             connection.arrives_at_broker = arrives

@@ -39,6 +39,7 @@ FAULTS: dict[str, float] = {
     "crash_while_sending": 0.003,
     # a reconnect
     "old_messages_arrive": 0.5,  # those of the connection before
+    "duplicated": 0.5,  # what was sent last on the connection before comes once more
     "silent_reconnect": 0.5,  # the peer is not told
     # a job
     "handler_hangs": 0.03,
@@ -71,6 +72,7 @@ class Plan:
     max_ended: int = LONG
     max_jobs: int = 1000
     max_waits: int = 1000
+    max_message: int = 16 * 1024 * 1024
     inputs_limit: int = 1000
     speed: float = 1.0
     """How long a message takes on average, in milliseconds."""
@@ -112,6 +114,7 @@ class Plan:
             max_ended=dice.choice((0, 5, 20, *[LONG] * 9)),
             max_jobs=dice.choice((15, 40, 1000, 1000, 1000)),
             max_waits=dice.choice((2, 1000, 1000)),
+            max_message=dice.choice((4096, *[16 * 1024 * 1024] * 5)),
             inputs_limit=dice.choice((0, 100, 10_000)),
             speed=round(10 ** dice.uniform(-1, 1.5), 2),
             rates=tuple(rates),

@@ -43,6 +43,8 @@ def _smaller(report: Report) -> Iterator[Plan]:
     change = dataclasses.replace
     if plan.rates:
         yield change(plan, rates=())
+    if plan.patience > 10:
+        yield change(plan, patience=10.0)
     if report.virtual_s < plan.length:
         yield change(plan, length=round(report.virtual_s * 0.999, 4))
     for name, least in (("workers", 1), ("clients", 1), ("graph", 1), ("concurrency", 1)):

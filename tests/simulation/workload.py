@@ -15,10 +15,8 @@ from tests.simulation.world import World
 from worker_sdk import requests
 from worker_sdk.errors import JobNotExist, PointsmanError
 from worker_sdk.graph import Dependency, JobSpec
-from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES, Backoff, Enqueue, NewJob, Ok
+from worker_sdk.messages import Backoff, Enqueue, NewJob, Ok
 from worker_sdk.status import JobStatus
-
-_LIMIT = DEFAULT_MESSAGE_LIMIT_BYTES
 
 
 class Workload:
@@ -33,6 +31,7 @@ class Workload:
         self._dice = world.dice("workload")
         self._versions = 7 if self._dice.random() < 0.7 else 4
         self._made = 0
+        self._limit = plan.max_message
         # Every id that was ever used, and whole graphs, to be sent again.
         self.ids: list[UUID] = []
         self._graphs: list[list[JobSpec]] = []
@@ -157,7 +156,7 @@ class Workload:
                 for spec in specs:
                     self.ledger.acknowledged[str(spec.id)] = spec
 
-        client.ask(requests.enqueue_many(specs, _LIMIT), done)
+        client.ask(requests.enqueue_many(specs, self._limit), done)
 
     def _enqueue_again(self, client: SimClient, dice: random.Random) -> None:
         if self._graphs:
@@ -168,7 +167,7 @@ class Workload:
         if self.ids:
             spec = JobSpec("fetch", {"does": "other"}, id=dice.choice(self.ids))
             spec.args = {"does": "ok", "takes": dice.random()}
-            client.ask(requests.enqueue(spec, _LIMIT), self._ignore)
+            client.ask(requests.enqueue(spec, self._limit), self._ignore)
 
     def _enqueue_in_disorder(self, client: SimClient, dice: random.Random) -> None:
         """Name a dependency that comes later, or the job itself, or one that nobody knows."""
@@ -190,7 +189,7 @@ class Workload:
         self.ids.append(spec.id)
         timeout = dice.choice((0.1, 5.0))
         clock = self._clock
-        client.ask(requests.run(spec, timeout, _LIMIT, clock), self._ignore)
+        client.ask(requests.run(spec, timeout, self._limit, clock), self._ignore)
 
     def _status(self, client: SimClient, dice: random.Random) -> None:
         steps = requests.status(self._some(dice, 10), args=dice.random() < 0.3)
@@ -207,17 +206,17 @@ class Workload:
                     self.ledger.canceled_by_request(str(id))
 
         ids = self._some(dice)
-        client.ask(requests.cancel(ids, _LIMIT), done)
+        client.ask(requests.cancel(ids, self._limit), done)
 
     def _retry(self, client: SimClient, dice: random.Random) -> None:
         ids = self._some(dice)
         self.ledger.may_be_retried.update(map(str, ids))
-        client.ask(requests.retry(ids, _LIMIT), self._ignore)
+        client.ask(requests.retry(ids, self._limit), self._ignore)
 
     def _delete(self, client: SimClient, dice: random.Random) -> None:
         ids = self._some(dice)
         self.ledger.may_be_gone.update(map(str, ids))
-        client.ask(requests.delete(ids, _LIMIT), self._ignore)
+        client.ask(requests.delete(ids, self._limit), self._ignore)
 
     def _list(self, client: SimClient, dice: random.Random) -> None:
         filters: dict[str, Any] = {"limit": dice.choice((1, 3, 100))}

@@ -13,6 +13,7 @@ A message's key stays with it all the way: the connection, first frame of its or
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -203,11 +204,12 @@ class Guard:
         try:
             peer.key = str(frame.get("User-Id"))
             peer.chose_its_id = bool(frame.get("Identity"))
-            self.heard.note(int(frame.get(zmq.SRCFD)), peer.key)
         except zmq.ZMQError:
             # libzmq says so of a connection that was not judged. There are none; if ever, it is
             # nobody's.
             peer.key, peer.chose_its_id = "", True
+        with contextlib.suppress(zmq.ZMQError):  # not every system tells; cutting off is an extra
+            self.heard.note(int(frame.get(zmq.SRCFD)), peer.key)
         return frames
 
     # ---- requests ----

@@ -7,6 +7,7 @@ leaves at once. SIGHUP reads the configuration again; one that is wrong changes 
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ def serve(
     is removed at the end. Raises StartError, and ConfigError for what must not be started.
     """
     logs.set_up(config.log_level, config.log_format)
+    _raise_descriptor_limit()
     signals = _Signals(config, reload)
     signals.take()
     # Before the store is made or touched.
@@ -66,6 +68,18 @@ def serve(
         except StoreError as error:
             raise StartError(f"store {config.store}: {error}") from error
         return _run(server, config, signals, ready_file)
+
+
+def _raise_descriptor_limit() -> None:
+    """Take as many file descriptors as the system lets us have: each connection needs one.
+
+    The usual soft limit of 1,024 is for programs that use `select`; beyond it, peers would wait
+    outside without a word.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _run(server: Server, config: Config, signals: "_Signals", ready_file: Path | None) -> int:

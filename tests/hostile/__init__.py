@@ -1,0 +1,3 @@
+"""Peers that want the worst: floods, hoards, garbage. The broker's memory stays bounded, and others
+are served.
+"""

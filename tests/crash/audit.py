@@ -64,7 +64,7 @@ class Books:
 
     def _record(self, fact: Fact) -> None:
         id, attempt, outcome = fact["id"], fact["attempt"], fact["outcome"]
-        if outcome == "failed" and self.jobs[id]["fails"] == "once":
+        if outcome == "failed" and self.jobs.get(id, fact).get("fails") != "always":
             return  # the attempt is over, the job is not
         if id in self.recorded:
             self.faults.append(f"two outcomes of {id} were taken: {self.recorded[id]} and {fact}")

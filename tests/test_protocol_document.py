@@ -146,7 +146,7 @@ def test_links_lead_somewhere() -> None:
 # ---- error codes -----------------------------------------------------------------------------
 
 
-def codes_sent(tree: ast.AST) -> Iterator[str]:
+def codes_sent(tree: ast.Module) -> Iterator[str]:
     """Give every error code that a module's calls of Refused and Error and the like can have."""
     tables = dict(tables_of(tree))
     for function in ast.walk(tree):

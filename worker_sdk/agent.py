@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from msgspec import UNSET, Raw
 
-from worker_sdk.delivery import Delivery, Ending, Numbers, Refused, split
+from worker_sdk.delivery import Delivery, Ending, Numbers, Refused, split, step_bytes
 from worker_sdk.messages import (
     DEFAULT_CHANNEL,
     DEFAULT_MESSAGE_LIMIT_BYTES,
@@ -484,7 +484,7 @@ class Agent:
             if isinstance(held, Assignment) and held.attempt == step.attempt:
                 running.append(step)
         self._progress.clear()
-        for steps in split(running, len_of_value, self.message_limit_bytes):
+        for steps in split(running, step_bytes, self.message_limit_bytes):
             self._send(Progress(jobs=tuple(steps)), now)
         self._progress_due = now + PROGRESS_INTERVAL_S
 
@@ -497,8 +497,3 @@ def key_of(message: Reply | Welcome | WorkerRequest) -> bytes:
     """The `req` of a message, b"" for none or null."""
     key = b"" if message.req is UNSET else bytes(message.req)
     return b"" if key == b"null" else key
-
-
-def len_of_value(step: Step) -> int:
-    """How many bytes a progress report takes in its message, or a few more."""
-    return len(step.value) + 256

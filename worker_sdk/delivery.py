@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from msgspec import UNSET, Raw, UnsetType
 
-from worker_sdk.messages import Assignment, Error, Fail, Failure, Finish, Outcome
+from worker_sdk.messages import Assignment, Error, Fail, Failure, Finish, Outcome, Step
 
 BUSY_RETRY_S = 1.0
 """How long to wait before sending again what the broker refused with ``busy`` or ``internal``."""
@@ -265,6 +265,11 @@ def _outcome_bytes(outcome: Outcome) -> int:
 def _failure_bytes(failure: Failure) -> int:
     # A character takes six bytes at most: \\u0000.
     return 6 * len(failure.error) + ENVELOPE_BYTES
+
+
+def step_bytes(step: Step) -> int:
+    """How many bytes a progress report takes in its message, or a few more."""
+    return len(step.value) + ENVELOPE_BYTES
 
 
 def split(

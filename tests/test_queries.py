@@ -261,7 +261,8 @@ def messages_of(box: Box, jobs: list[str]) -> list[Jobs]:
 
 
 def test_small_jobs_go_out_together(box: Box) -> None:
-    jobs = [box.enqueue(args="x" * 100) for _ in range(500)]
+    specs = [box.spec(args="x" * 100) for _ in range(500)]
+    jobs = box.enqueue_all(*specs).ids
 
     (message,) = messages_of(box, jobs)
 

@@ -7,6 +7,7 @@ from collections import Counter
 from broker.core.engine import Engine
 from broker.core.graph import name_of
 from broker.core.job import BLOCKED, READY, RUNNING, SCHEDULED
+from broker.core.workers import Pool
 
 
 def check(engine: Engine) -> None:
@@ -119,7 +120,12 @@ def _check_workers(engine: Engine) -> None:
     for session, worker in crew.sessions.items():
         assert worker.session == session
         assert crew.workers.get(worker.connection) is worker
+    room: Counter[Pool] = Counter()
+    for worker in crew.workers.values():
+        if not worker.stalled:
+            room[worker.pool] += max(0, worker.credit - len(worker.running))
     for pool in crew.pools.values():
+        assert pool._room == room[pool] or engine.draining
         assert pool.size == sizes[pool]
         assert pool.size
         for lane in pool.lanes:

@@ -7,7 +7,7 @@ import pytest
 from broker.core.limits import Limits
 from tests.core.box import Box, Denied
 from tests.core.invariants import check_empty
-from worker_sdk.messages import Heartbeat, Welcome
+from worker_sdk.messages import Heartbeat, Ping, Stats, Welcome
 
 # ---- credit and load ---------------------------------------------------------------------------
 
@@ -605,6 +605,8 @@ def test_client_ops_on_a_workers_connection_are_unsupported(box: Box) -> None:
         lambda: box.wait(job),
         box.list,
         box.enqueue,
+        lambda: box.demand(Ping()),
+        lambda: box.demand(Stats()),
     ]
     for request in requests:
         with pytest.raises(Denied, match=r"unsupported: .* is for clients"):

@@ -11,7 +11,7 @@ What it holds to, whatever is lost, late or sent twice:
 - An outcome is sent again after each reconnect until it is answered. If the broker then says
   ``not_running`` and that it is ``recorded``, it had arrived the first time.
 - Jobs that arrive before a connection's ``welcome`` were given to the connection before it; the
-  broker took them back when it read the ``hello``, so they are ignored.
+  broker took them back when it read the ``hello``, so they are not started, but handed back.
 """
 
 from __future__ import annotations
@@ -307,6 +307,9 @@ class Agent:
 
     def _on_jobs(self, message: Jobs) -> None:
         if not self._introduced:
+            # Should they be this connection's after all, whose welcome was lost alone, the broker
+            # must learn that nobody runs them.
+            self._released += [Claim(each.id, each.attempt) for each in message.jobs]
             return
         if message.req is not UNSET and key_of(message):
             self._on_claimed(message)

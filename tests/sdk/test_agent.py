@@ -130,6 +130,20 @@ def test_nothing_but_hello_is_said_before_the_welcome() -> None:
     assert outcomes(after) == [A]
 
 
+def test_jobs_that_come_although_the_welcome_was_lost_are_handed_back() -> None:
+    play = Play()
+    play.connect()
+    play.tell(Jobs(jobs=(Assignment(A, 3, "t"),)))
+
+    (again,) = play.pass_time(1.0)
+    assert isinstance(again, Hello)
+    said = play.welcome(again)
+
+    assert again.running == (Claim(A, 3),)
+    assert [each.jobs for each in said if isinstance(each, Release)] == [(Claim(A, 3),)]
+    assert play.ready() == []
+
+
 def test_a_welcome_to_an_earlier_connection_does_not_count() -> None:
     play = Play()
     first = play.connect()

@@ -280,7 +280,7 @@ class Service:
                 strays.append(one)
         self._set_credit(worker, message.credit)
         if strays:
-            raise self._refusal(strays)
+            raise self._refusal(strays[::-1])
 
     def progress(self, origin: Origin, message: Progress) -> None:
         """Note how far attempts have come; refuse the others, once that is done."""

@@ -147,6 +147,20 @@ def test_refusals_in_a_batch_name_the_code_of_each_and_the_others_are_accepted(b
     assert box.state_of(good) == "finished"
 
 
+def test_refusals_name_attempts_in_the_order_of_the_message(box: Box) -> None:
+    gone, late = box.enqueue(), box.enqueue()
+    worker = box.worker(credit=2)
+    box.cancel(gone)
+    worker.finish(late)
+    nobody = box.new_id()
+
+    with pytest.raises(Denied) as denied:
+        worker.tell(Release((Claim(gone, 1), Claim(nobody, 1), Claim(late, 1))))
+
+    assert denied.value.code == "canceled"
+    assert denied.value.ids == [gone, nobody, late]
+
+
 def test_report_without_req_is_answered_only_if_it_is_refused(box: Box) -> None:
     job = box.enqueue()
     worker = box.worker()

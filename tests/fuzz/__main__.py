@@ -14,13 +14,15 @@ from pathlib import Path
 
 from tests.fuzz import targets
 
-TURNS_A_WALK = 2_000
+TURNS_A_WALK = 100_000
 """After so many turns the engine starts anew, with another seed."""
+RESTARTS = 0.0005
+"""Few: a core that is dropped keeps some memory, as its jobs are not the garbage collector's."""
 
 
 def engine_cases(seed: int) -> Callable[[random.Random], str]:
     """Give the function that carries out one turn of a walk that goes on from call to call."""
-    walks = {"turn": 0, "walk": targets.FuzzEngine(seed)}
+    walks = {"turn": 0, "walk": targets.FuzzEngine(seed, restarts=RESTARTS)}
 
     def one(rng: random.Random) -> str:
         walk, turn = walks["walk"], walks["turn"]
@@ -29,7 +31,7 @@ def engine_cases(seed: int) -> Callable[[random.Random], str]:
         if turn >= TURNS_A_WALK:
             walk.stop()
             walk.store.close()
-            walk = walks["walk"] = targets.FuzzEngine(rng.randrange(2**32))
+            walk = walks["walk"] = targets.FuzzEngine(rng.randrange(2**32), restarts=RESTARTS)
             turn = 0
         walks["turn"] = turn + 1
         walk.turn(rng, rng.choice((0, 1, 1, 2, 5)))

@@ -78,7 +78,7 @@ class FuzzEngine:
 
     CONNECTIONS = tuple(b"connection-%d" % number for number in range(6))
 
-    def __init__(self, seed: int, *, store: str = "memory") -> None:
+    def __init__(self, seed: int, *, store: str = "memory", restarts: float = 0.01) -> None:
         self.limits = Limits(
             *(5.0, 2.0, 20.0),
             max_ended=30,
@@ -88,6 +88,8 @@ class FuzzEngine:
             max_waits=5,
         )
         self._seed = seed
+        # How often a turn is the first after a restart.
+        self._restarts = restarts
         self.store = open_store(store)
         self.now = 0.0
         self._undelivered: list[Command] = []
@@ -108,12 +110,15 @@ class FuzzEngine:
 
     def stop(self) -> None:
         """Let go of live jobs: the garbage collector does not see the circles they stand in."""
+        for lane in self.engine.life.lanes:
+            lane._queues.clear()
+            lane._terms.clear()
         for job in self.engine.life.jobs.values():
             job.run = job.timer = job.dependents = None
 
     def turn(self, rng: Random, messages: int) -> str:
         """Carry out one turn with so many messages; AssertionError for what must not be."""
-        if rng.random() < 0.01:
+        if rng.random() < self._restarts:
             self.stop()
             self._start()
         self.now += rng.choice((0, 0, 0.001, 0.3, 3))

@@ -129,7 +129,7 @@ def test_same_job_written_otherwise_is_the_same(box: Box) -> None:
         {"args": Raw(b"false")},
         {"dependencies": ()},
     ],
-    ids=str,
+    ids=lambda change: "-".join(change),
 )
 @pytest.mark.parametrize("ended", [False, True], ids=["live", "ended"])
 def test_same_id_with_other_content_is_a_conflict(

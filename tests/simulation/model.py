@@ -29,8 +29,7 @@ class Model(Questions):
         self._seen = {job.id: job for job in seen.writes.ended}
         self._seen_due = seen.due
         self._seen_seqs = {job.id: job.seq for job in seen.writes.inserted}
-        for kind, what in self._due():
-            getattr(self, kind)(what)
+        self._ring_alarms()
         commands = [*self._postponed, *commands]
         self._postponed = []
         for origin, message in commands:

@@ -246,7 +246,9 @@ def _plain(message: m.Message) -> object:
     match message:
         case m.Error():
             codes = dict(zip(message.ids, message.codes, strict=False))
-            return (message.code, set(message.ids), codes, set(message.recorded))
+            # Of several codes any may come first.
+            code = "" if codes else message.code
+            return (code, set(message.ids), codes, set(message.recorded))
         case m.CancelRunning():
             return (message.reason, sorted(message.ids))
         case m.Ok():

@@ -6,7 +6,7 @@ jobs are in one dict, and every question is answered by looking.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from heapq import heappop, heappush
 from typing import Any
 
@@ -15,6 +15,8 @@ from msgspec import UNSET, Raw, UnsetType
 from tests.simulation.records import Answer, MJob, MWait, MWorker, Origin, Spec, conditions_of
 from tests.simulation.violation import Violation
 from worker_sdk import messages as m
+
+_ONE_MOMENT_S = 1e-6
 
 
 class Rules:
@@ -88,12 +90,19 @@ class Rules:
         heappush(self._alarms, (at, self._number, kind, what))
         return self._number
 
-    def _due(self) -> Iterator[tuple[str, Any]]:
+    def _ring_alarms(self) -> None:
+        """Do all that is due. What is due at one time happens in one moment, in any order."""
+        before = -1.0
         while self._alarms and self._alarms[0][0] <= self.now:
-            _, number, kind, what = heappop(self._alarms)
+            at, number, kind, what = heappop(self._alarms)
             if isinstance(what, MJob) and what.alarm != number:
                 continue
-            yield kind, what
+            if at - before > _ONE_MOMENT_S:
+                self._number += 1
+                self._moment = self._number
+            before = at
+            getattr(self, kind)(what)
+        self._moment = 0
 
     def _arm(self, job: MJob) -> None:
         """Set what the job's state waits for."""
@@ -132,7 +141,9 @@ class Rules:
             self.silent.append(worker)
 
     def _lose_silent(self) -> None:
-        """Those that were not heard in this turn either."""
+        """Those that were not heard in this turn either; all that they held, in one moment."""
+        self._number += 1
+        self._moment = self._number
         for worker in self.silent:
             if self.workers.get(worker.origin[0]) is not worker:
                 continue
@@ -142,6 +153,7 @@ class Rules:
             for job in list(worker.jobs.values()):
                 self._attempt_over(job, None, pause=False)
             del self.workers[worker.origin[0]]
+        self._moment = 0
 
     def _end_grace(self, _: None) -> None:
         for job in [job for job in self.live.values() if job.state == "running"]:

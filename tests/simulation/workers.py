@@ -292,6 +292,8 @@ class SimWorker:
             self.agent.disconnected()
             if self.connection is not None:
                 self.agent.connected(now)
+            else:
+                self.network.connect(self)
         backlog, self._backlog = self._backlog, []
         for frames in backlog:
             self._receive(frames)

@@ -330,8 +330,8 @@ def test_queue_does_what_the_model_says() -> None:
         run_state_machine_as_test(
             QueueMachine,
             settings=settings(
-                max_examples=60,
-                stateful_step_count=40,
+                max_examples=40,
+                stateful_step_count=30,
                 deadline=None,
                 derandomize=True,
                 suppress_health_check=list(HealthCheck),

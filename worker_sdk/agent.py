@@ -307,10 +307,8 @@ class Agent:
 
     def _on_jobs(self, message: Jobs) -> None:
         if not self._introduced:
-            # Should they be this connection's after all, whose welcome was lost alone, the broker
-            # must learn that nobody runs them.
             self._released += [Claim(each.id, each.attempt) for each in message.jobs]
-            return
+            return  # perhaps the welcome alone was lost: the broker must learn of it
         if message.req is not UNSET and key_of(message):
             self._on_claimed(message)
             return
@@ -318,9 +316,9 @@ class Agent:
         for assignment in message.jobs:
             if assignment.id not in held:
                 held[assignment.id] = assignment
-                self.ready.append(assignment)
-            elif self._take(assignment):
-                self.ready.append(assignment)
+            elif not self._take(assignment):
+                continue
+            self.ready.append(assignment)
 
     def _on_claimed(self, message: Jobs) -> None:
         """Take the answer to a claim; if nobody waits for it any more, hand the job back."""

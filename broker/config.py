@@ -32,7 +32,6 @@ from worker_sdk.messages import DEFAULT_ENDPOINT, DEFAULT_MESSAGE_LIMIT_BYTES
 
 ENVIRONMENT_PREFIX = "POINTSMAN_"
 CONFIG_VARIABLE = "POINTSMAN_CONFIG"
-_SHOWN_MOST = 500
 NOT_SETTINGS = frozenset({CONFIG_VARIABLE, "POINTSMAN_BROKER", "POINTSMAN_BROKER_KEY"})
 """Variables with the prefix that mean something else: the file, and where clients find whom."""
 
@@ -261,10 +260,9 @@ def _checked(setting: Setting, value: object, source: str) -> object:
 
 def _shown(value: object) -> str:
     try:
-        text = repr(value)
+        return repr(value)
     except ValueError:  # Python does not write numbers of thousands of digits
         return "a number so long"
-    return text if len(text) <= _SHOWN_MOST else text[:_SHOWN_MOST] + "…"
 
 
 def _from_file(path: Path) -> dict[str, object]:

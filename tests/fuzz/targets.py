@@ -262,6 +262,8 @@ def _toml_value(rng: Random) -> str:
         "1979-05-27",
         "''",
         "0x10",
+        "9" * 400,
+        "0x" + "f" * 9000,
         "",
     )
     return quoted if rng.random() < 0.5 else rng.choice(odd)

@@ -219,9 +219,8 @@ def test_number_of_any_length_in_a_file_is_refused(tmp_path: Path, number: str) 
     file = tmp_path / "pointsman.toml"
     file.write_text(f"max_jobs = {number}\n")
 
-    with pytest.raises(ConfigError, match=r"pointsman\.toml") as caught:
+    with pytest.raises(ConfigError, match=r"pointsman\.toml"):
         load(file=file, environment=NOTHING)
-    assert len(str(caught.value)) < 1500
 
 
 def test_config_made_by_hand_is_checked_too() -> None:

@@ -65,6 +65,8 @@ class Plan:
     """The most jobs in one request."""
     length: float = 20.0
     """How long clients ask and faults happen; then all is left to come to its end."""
+    until: float = math.inf
+    """When all that stops, if it does so before the length is over."""
     concurrency: int = 3
     heartbeat_limit: float = 2.0
     grace: float = 1.0
@@ -131,7 +133,9 @@ class Plan:
                 continue
             flag = "--" + field.name.replace("_", "-")
             if field.name == "rates":
-                words.append(f"--faults {','.join(kind for kind, _ in value) or 'none'}")
+                known = set(drawn.rates)
+                faults = [one[0] if one in known else f"{one[0]}={one[1]}" for one in value]
+                words.append(f"--faults {','.join(faults) or 'none'}")
             elif isinstance(value, frozenset):
                 words.append(f"{flag} {ranges_of(value)}")
             else:
@@ -139,10 +143,14 @@ class Plan:
         return " ".join(words)
 
     def only(self, kinds: list[str]) -> Plan:
-        """Give the plan with no other faults than these, at their rates."""
-        return dataclasses.replace(
-            self, rates=tuple(entry for entry in self.rates if entry[0] in kinds)
-        )
+        """Give the plan with no other faults than these: `kind` as drawn, or `kind=rate`."""
+        drawn = dict(self.rates)
+        rates = []
+        for word in kinds:
+            kind, _, rate = word.partition("=")
+            if rate or kind in drawn:
+                rates.append((kind, float(rate) if rate else drawn[kind]))
+        return dataclasses.replace(self, rates=tuple(rates))
 
 
 def ranges_of(numbers: frozenset[int]) -> str:

@@ -159,7 +159,7 @@ def sqlite_does_not_write_attempts() -> AbstractContextManager[object]:
     return _instead(Attempts, "write", lambda self, jobs: None)
 
 
-@_planted(6)
+@_planted(rates=(("slow_peer", 0.1),))
 def undelivered_jobs_are_forgotten() -> AbstractContextManager[object]:
     return _instead(Server, "_post", _post_blindly)
 
@@ -184,7 +184,7 @@ def wrong_results_are_handed_to_dependents() -> AbstractContextManager[object]:
 # ---- core: attempts and their tokens -------------------------------------------------------------
 
 
-@_planted(3, rates=STORMY)
+@_planted(rates=STORMY)
 def the_fencing_check_is_dropped() -> AbstractContextManager[object]:
     def finish(old: Any, self: Any, origin: Any, message: Any) -> None:
         running = self.worker(origin, "finish").running
@@ -210,7 +210,7 @@ def a_finish_after_a_cancel_is_confirmed() -> AbstractContextManager[object]:
     return _around(Service, "finish", finish)
 
 
-@_planted(6, rates=STORMY)
+@_planted(1, rates=STORMY)
 def a_claim_of_a_wrong_attempt_is_accepted() -> AbstractContextManager[object]:
     def adopt(old: Any, self: Any, worker: Any, former: Any, claims: Any) -> Any:
         for claim in claims:
@@ -246,7 +246,7 @@ def the_back_off_does_not_grow() -> AbstractContextManager[object]:
     return _instead(Life, "_pause", lambda self, job: job.terms.backoff.first)
 
 
-@_planted(7)
+@_planted(22)
 def a_retry_on_request_gets_no_new_attempts() -> AbstractContextManager[object]:
     def revive(old: Any, self: Any, record: Any) -> None:
         old(self, record)
@@ -299,7 +299,7 @@ def the_last_job_that_is_ready_goes_first() -> AbstractContextManager[object]:
     return _around(Lane, "push", push)
 
 
-@_planted(1, workers=4)
+@_planted(4, workers=4)
 def the_most_loaded_worker_gets_the_job() -> AbstractContextManager[object]:
     def least_loaded(self: Any) -> Any:
         levels = [level for level, there in self._levels.items() if there]
@@ -318,7 +318,7 @@ def a_worker_that_has_room_again_is_not_looked_at() -> AbstractContextManager[ob
     return _around(Engine, "_dispatch", dispatch)
 
 
-@_planted(15)
+@_planted(23)
 def a_canceled_worker_is_not_told() -> AbstractContextManager[object]:
     def cancel(old: Any, self: Any, job: Any, *args: Any) -> None:
         old(self, job, *args)
@@ -408,7 +408,7 @@ def expiry_is_forgotten() -> AbstractContextManager[object]:
     return _around(Lane, "_new_terms", terms)
 
 
-@_planted(6, rates=STORMY)
+@_planted(4, rates=STORMY)
 @contextmanager
 def a_timer_is_forgotten_on_restart() -> Iterator[None]:
     def restore(old: Any, self: Any, job: Any, started: Any) -> None:
@@ -430,7 +430,7 @@ def a_silent_worker_keeps_its_jobs() -> AbstractContextManager[object]:
     return _instead(Service, "lose_silent", lambda self: self._silent.clear())
 
 
-@_planted(5)
+@_planted(27)
 def a_wait_ends_with_the_first_of_its_jobs() -> AbstractContextManager[object]:
     def ended(old: Any, self: Any, id: str) -> None:
         for waiter in self._by_job.get(id, ()):
@@ -445,7 +445,7 @@ def a_wait_ends_with_the_first_of_its_jobs() -> AbstractContextManager[object]:
 # ---- SDK -----------------------------------------------------------------------------------------
 
 
-@_planted(1, rates=STORMY)
+@_planted(4, rates=STORMY)
 def unconfirmed_outcomes_are_not_sent_again() -> AbstractContextManager[object]:
     def take_back(self: Any) -> None:
         self._sent.clear()
@@ -454,7 +454,7 @@ def unconfirmed_outcomes_are_not_sent_again() -> AbstractContextManager[object]:
     return _instead(Delivery, "take_back", take_back)
 
 
-@_planted(concurrency=4)
+@_planted(8, concurrency=4)
 def of_jobs_that_come_together_one_is_lost() -> AbstractContextManager[object]:
     def on_jobs(old: Any, self: Any, message: Any) -> None:
         if len(message.jobs) > 2:

@@ -70,7 +70,7 @@ def run(plan: Plan, *, tell: bool = False) -> Report:
         else:
             world.after(0.5, look, until)
 
-    world.at(plan.length, calm)
+    world.at(min(plan.length, plan.until), calm)
     report = Report(plan, 0, 0, 0, 0, 0.0, world.faults)
     try:
         host.run()

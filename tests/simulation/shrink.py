@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from tests.simulation.plan import Plan
 from tests.simulation.run import Report, run
@@ -12,20 +13,21 @@ from tests.simulation.run import Report, run
 _RUNS_MOST = 300
 
 
-def shrink(report: Report, tell: Callable[[str], None] = lambda text: None) -> Report:
-    """Give the smallest failing run found: fewer faults, requests, jobs, workers, less time."""
+def shrink(report: Report, most: int = _RUNS_MOST) -> Report:
+    """Give the smallest failing run found in `most` runs: fewer faults, requests, jobs, workers,
+    less time.
+    """
     best = report
     runs = 0
     again = True
-    while again and runs < _RUNS_MOST:
+    while again and runs < most:
         again = False
         for plan in _smaller(best):
             runs += 1
-            if runs > _RUNS_MOST:
+            if runs > most:
                 break
             tried = run(plan)
             if tried.failure is not None and _kind(tried) == _kind(best):
-                tell(f"{tried.steps} steps, {sum(tried.faults.values())} faults: {plan.command()}")
                 best = tried
                 again = True
                 break
@@ -41,12 +43,15 @@ def _smaller(report: Report) -> Iterator[Plan]:
     """Give plans that are smaller in one respect, the boldest first."""
     plan = report.plan
     change = dataclasses.replace
-    if plan.rates:
-        yield change(plan, rates=())
+    end = min(plan.length, plan.until)
+    for share in (1.0, 0.5, 0.8, 0.95):
+        until = math.ceil(min(report.virtual_s, end) * share * 1e4) / 1e4
+        if until < end:
+            yield change(plan, until=until)
     if plan.patience > 10:
         yield change(plan, patience=10.0)
-    if report.virtual_s < plan.length:
-        yield change(plan, length=round(report.virtual_s * 0.999, 4))
+    if plan.rates:
+        yield change(plan, rates=())
     for name, least in (("workers", 1), ("clients", 1), ("graph", 1), ("concurrency", 1)):
         value = getattr(plan, name)
         for smaller in dict.fromkeys((least, value // 2, value - 1)):

@@ -65,11 +65,12 @@ def test_a_seed_is_the_same_run_every_time() -> None:
 
 @pytest.fixture(scope="module")
 def found() -> tuple[Planted, Report]:
-    """A failing run, that of a planted fault."""
+    """A failing run, that of a planted fault, made as small as can be."""
     [planted] = [each for each in PLANTED if "cascade" in each.name]
     report = catch(planted)
     assert report is not None
-    return planted, report
+    with planted.plant():
+        return planted, shrink(report, most=100)
 
 
 def test_a_failing_run_shrinks_to_a_history_that_a_person_can_read(
@@ -78,17 +79,14 @@ def test_a_failing_run_shrinks_to_a_history_that_a_person_can_read(
     planted, report = found
 
     with planted.plant():
-        small = run(shrink(report).plan, tell=True)
+        small = run(report.plan, tell=True)
 
     assert small.failure is not None
     assert len(small.story) < 100  # two screens; which run is found depends on the workload
 
 
 def test_the_line_that_a_failing_run_prints_runs_it_again(found: tuple[Planted, Report]) -> None:
-    planted, report = found
-    with planted.plant():
-        small = shrink(report)
-    words = shlex.split(small.plan.command())
+    words = shlex.split(found[1].plan.command())
     assert words[:3] == ["python", "-m", "tests.simulation"]
 
     # Without the planted fault the very same run ends well.
@@ -99,6 +97,16 @@ def test_the_line_that_a_failing_run_prints_runs_it_again(found: tuple[Planted, 
 
     assert done.returncode == 0, done.stderr
     assert "all is well" in done.stdout
+
+
+def test_the_line_names_rates_that_do_not_follow_from_the_seed() -> None:
+    plan = Plan.draw(5, rates=(("cut", 0.25), Plan.draw(5).rates[0]), workers=9)
+
+    words = plan.command().split()
+
+    faults = words[words.index("--faults") + 1]
+    assert faults == f"cut=0.25,{plan.rates[1][0]}"
+    assert Plan.draw(5, workers=9).only(faults.split(",")) == plan
 
 
 def test_ranges_of_numbers_are_read_as_they_are_written() -> None:

@@ -40,7 +40,7 @@ class Workload:
         for number in range(1, plan.ops + 1):
             at = self._dice.uniform(0, plan.length)
             seed = self._dice.random()
-            if number not in plan.skip_ops:
+            if number not in plan.skip_ops and at <= plan.until:
                 world.at(at, self._op, number, seed)
         world.now_and_then("client_crash", self._crash_client)
 

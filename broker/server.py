@@ -127,8 +127,12 @@ class Server:
             self._guard.let_in()
         limit = self._engine.limits.max_message
         size_bytes = 0
-        for _ in range(_RECEIVED_MOST):
+        for count in range(_RECEIVED_MOST):
             if size_bytes > _RECEIVED_BYTES_MOST:
+                break
+            # One message alone is what most turns at low load are about: asking for a second one
+            # in vain takes 8 us then, this look 2.
+            if count == 1 and not self._watch.has_input():
                 break
             try:
                 frames = self._take()

@@ -249,10 +249,24 @@ class Client:
             except StopIteration as end:
                 return cast(T, end.value)
             try:
-                value = self._ask_all(iter([wanted]) if isinstance(wanted, Request) else wanted)
+                if isinstance(wanted, Request):
+                    value = self._ask(wanted)
+                else:
+                    value = self._ask_all(wanted)
                 step = steps.send
             except PointsmanError as error:
                 value, step = error, steps.throw
+
+    def _ask(self, request: Request[T]) -> T:
+        connection = self._check_out()
+        try:
+            call = connection.begin(request)
+            connection.finish(call)
+        except BaseException:
+            self._discard(connection)
+            raise
+        self._check_in(connection)
+        return request.answer(call)
 
     def _ask_all(self, wanted: Iterator[Request[Any]]) -> Any:
         """Carry out all requests, some at a time; the newest answer, or the first error."""

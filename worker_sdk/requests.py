@@ -157,10 +157,10 @@ def run(
     message = enqueue_message([encode_one(spec, limit_bytes)], hold_s)
     infos, done = yield Request(message, _read_wait, hold_s=hold_s)
     if done:
-        return _by_id(infos, [str(spec.id)])[0].outcome()
+        return job_status.outcome(_in_order(infos, [str(spec.id)])[0])
     left_s = None if end is None else max(0.0, end - clock())
-    statuses = yield from _wait_all([spec.id], left_s, clock)
-    return statuses[0].outcome()
+    infos = yield from _wait_all([spec.id], left_s, clock)
+    return job_status.outcome(infos[0])
 
 
 # ---- asking ----------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def status(ids: AnyId | Iterable[AnyId], args: bool = False) -> Steps[JobStatus 
     infos: list[JobInfo] = []
     for piece in _pieces(as_texts(wanted)):
         infos += yield Request(Status(ids=piece, args=args), lambda ok: _there(ok.jobs, "jobs"))
-    return _as_asked(ids, _by_id(infos, _texts_as_given(wanted)))
+    return _as_asked(ids, _in_order(infos, _texts_as_given(wanted)))
 
 
 def wait(
@@ -184,12 +184,12 @@ def wait(
 
 def result(id: AnyId, timeout: Duration | None, clock: Callable[[], float]) -> Steps[Any]:
     """The result of a job when it has ended; JobFailed or JobCanceled if it has none."""
-    return (yield from _wait_all([id], timeout, clock))[0].outcome()
+    return job_status.outcome((yield from _wait_all([id], timeout, clock))[0])
 
 
 def _wait_all(
     ids: Sequence[AnyId], timeout: Duration | None, clock: Callable[[], float]
-) -> Steps[list[JobStatus]]:
+) -> Steps[list[JobInfo]]:
     end = _end(timeout, clock)
     ended: list[JobInfo] = []
     for piece in _pieces(as_texts(ids)):
@@ -200,7 +200,7 @@ def _wait_all(
             if not done and end is not None and clock() >= end:
                 raise _wait_timeout([info for info in infos if info.state not in job_status.ENDED])
         ended += infos
-    return _by_id(ended, _texts_as_given(ids))
+    return _in_order(ended, _texts_as_given(ids))
 
 
 def _end(timeout: Duration | None, clock: Callable[[], float]) -> float | None:
@@ -327,8 +327,9 @@ def _many(ids: AnyId | Iterable[AnyId]) -> list[AnyId]:
 
 
 def _as_asked(
-    ids: AnyId | Iterable[AnyId], statuses: list[JobStatus]
+    ids: AnyId | Iterable[AnyId], infos: list[JobInfo]
 ) -> JobStatus | list[JobStatus]:
+    statuses = list(map(job_status.from_wire, infos))
     return statuses[0] if _is_one(ids) else statuses
 
 
@@ -352,8 +353,9 @@ def _fitting(texts: tuple[str, ...], limit_bytes: int) -> tuple[str, ...]:
     return texts
 
 
-def _by_id(infos: Iterable[JobInfo], order: Iterable[str]) -> list[JobStatus]:
-    by_id = {info.id: job_status.from_wire(info) for info in infos}
+def _in_order(infos: Iterable[JobInfo], order: Iterable[str]) -> list[JobInfo]:
+    """The answers in the order of the ids that were asked for."""
+    by_id = {info.id: info for info in infos}
     try:
         return [by_id[id] for id in order]
     except KeyError as missing:

@@ -36,7 +36,7 @@ from worker_sdk.workload import Workload
 
 log = logging.getLogger("worker_sdk")
 
-FLUSH_S = 0.001
+FLUSH_S = 0.002
 """How long an outcome waits at most while other short jobs are run."""
 KEEPER_ROUND_S = 0.2
 """How often the keeper looks whether somebody watches."""

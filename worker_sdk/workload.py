@@ -16,7 +16,7 @@ from worker_sdk.messages import Assignment
 
 PREFETCH_S = 0.02
 """How much work to have at hand, in seconds of handlers' time."""
-PREFETCH_LIMIT_JOBS = 512
+PREFETCH_LIMIT_JOBS = 1024
 SHORT_S = 0.001
 """Handlers that take longer than this on average get no job ahead of time."""
 FLEETING_S = 0.0001

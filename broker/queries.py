@@ -166,10 +166,13 @@ class Queries:
     # ---- states ----
 
     def _infos(self, ids: Sequence[str], args: bool, sees: Sees | None) -> tuple[JobInfo, ...]:
-        live = self._engine.life.jobs
-        ended = self._engine.find_ended([id for id in ids if id not in live])
+        life = self._engine.life
+        # What ended in this turn is at hand too, and is what most who wait ask for.
+        jobs = {id: job for id in ids if (job := life.jobs.get(id) or life.just_ended.get(id))}
+        elsewhere = [id for id in ids if id not in jobs]
+        ended = self._engine.find_ended(elsewhere) if elsewhere else {}
         if sees is None:
-            missing = [id for id in ids if id not in live and id not in ended]
+            missing = [id for id in elsewhere if id not in ended]
         else:
             seen = self._seen(ids, sees)
             missing = [id for id in ids if id not in seen]
@@ -178,10 +181,10 @@ class Queries:
         dependents = self._store.dependents(ids)
         infos = []
         for id in ids:
-            info = info_of_live(live[id]) if id in live else info_of_ended(ended[id])
+            info = info_of(jobs[id]) if id in jobs else info_of_ended(ended[id])
             info.dependents = tuple(dependents.get(id, ()))
             if args:
-                info.args = Raw(live[id].args if id in live else ended[id].args)
+                info.args = Raw(jobs[id].args if id in jobs else ended[id].args)
             infos.append(info)
         if sees is not None:
             self._hide_strangers(infos, sees)
@@ -241,7 +244,7 @@ class Queries:
             page = self._store.live_page(before, some)
             for seq, id in page:
                 if id in jobs:
-                    yield f"live:{seq}", info_of_live(jobs[id])
+                    yield f"live:{seq}", info_of(jobs[id])
             if len(page) < some:
                 part, before = "ended", None
             else:
@@ -290,10 +293,10 @@ def _matches(info: JobInfo, request: List, states: tuple[str, ...] | None) -> bo
     )
 
 
-def info_of_live(job: Job) -> JobInfo:
-    """Show a live job."""
-    terms, run = job.terms, job.run
-    return JobInfo(
+def info_of(job: Job) -> JobInfo:
+    """Show a job that is live, or ended in this turn."""
+    terms, run, outcome = job.terms, job.run, job.outcome
+    info = JobInfo(
         id=job.id,
         type=terms.lane.type,
         state=STATE_NAMES[job.state],
@@ -308,6 +311,13 @@ def info_of_live(job: Job) -> JobInfo:
         dependencies=job.dependencies,
         progress=UNSET if run is None or run.progress is None else run.progress,
     )
+    if outcome is not None:
+        info.started, info.ended = outcome.started, outcome.ended
+        info.canceled = job.state is CANCELED
+        info.finished = None if info.canceled else outcome.ended
+        info.result = UNSET if outcome.result is None else Raw(outcome.result)
+        info.error, info.reason, info.culprit = outcome.error, outcome.reason, outcome.culprit
+    return info
 
 
 def info_of_ended(record: Record) -> JobInfo:

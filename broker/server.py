@@ -27,6 +27,7 @@ from broker.queries import Queries
 from broker.sockets import bind_router
 from broker.store.base import Store
 from broker.watch import Watch
+from worker_sdk.connection import NOBLOCK, send_frames
 from worker_sdk.messages import PROTOCOL, Error, Message, Ok
 
 log = get_logger("server")
@@ -155,8 +156,8 @@ class Server:
         """Take the next message, with the key that it came with if there are keys."""
         hoarders = self._hoarders
         if self._guard is None:
-            return hoarders.recv_multipart(zmq.NOBLOCK)
-        frames = self._guard.receive(cast("zmq.Socket[bytes]", hoarders), zmq.NOBLOCK)
+            return hoarders.recv_multipart(NOBLOCK)
+        frames = self._guard.receive(cast("zmq.Socket[bytes]", hoarders), NOBLOCK)
         hoarders.count(frames)
         return frames
 
@@ -204,7 +205,7 @@ class Server:
         """
         payload = self._encode(message)
         try:
-            self._router.send_multipart([*origin, PROTOCOL, payload], zmq.NOBLOCK)
+            send_frames(self._router, (*origin, PROTOCOL, payload), NOBLOCK)
         except (zmq.Again, zmq.ZMQError) as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise

@@ -22,7 +22,7 @@ from uuid import UUID
 import zmq
 
 from worker_sdk import requests
-from worker_sdk.connection import MonitoredSocket, chosen_endpoint
+from worker_sdk.connection import NOBLOCK, MonitoredSocket, chosen_endpoint, send_frames
 from worker_sdk.encoding import ENVELOPE_BYTES
 from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
@@ -446,10 +446,10 @@ class AsyncClient:
 
     def _send_all(self, now: float) -> bool:
         """Send what may be sent; whether the socket takes no more."""
-        exchange, send = self._exchange, self._monitored.socket.send_multipart
+        exchange, socket = self._exchange, self._monitored.socket
         while (call := exchange.next_to_send()) is not None:
             try:
-                send(call.frames, zmq.NOBLOCK)
+                send_frames(socket, call.frames, NOBLOCK)
             except zmq.Again:
                 return True
             exchange.sent(call, now)
@@ -461,7 +461,7 @@ class AsyncClient:
         received = False
         while True:
             try:
-                frames = receive(zmq.NOBLOCK)
+                frames = receive(NOBLOCK)
             except zmq.Again:
                 return received
             received = True

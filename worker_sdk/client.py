@@ -16,7 +16,7 @@ from uuid import UUID
 import zmq
 
 from worker_sdk import requests
-from worker_sdk.connection import MonitoredSocket, chosen_endpoint
+from worker_sdk.connection import MonitoredSocket, chosen_endpoint, send_frames
 from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
 from worker_sdk.graph import AnyJob, Duration, JobSpec
@@ -388,7 +388,7 @@ class _Connection:
             self._socket.setsockopt(zmq.SNDTIMEO, limit_ms)
             self._send_ms = limit_ms
         try:
-            self._socket.send_multipart(call.frames[1:])
+            send_frames(self._socket, call.frames[1:])
         except zmq.Again:
             self._look_at_monitor(call)
             return

@@ -16,7 +16,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from worker_sdk.agent import Agent, Link
-from worker_sdk.connection import REFUSALS, refusal
+from worker_sdk.connection import NOBLOCK, REFUSALS, refusal, send_frames
 from worker_sdk.encoding import pack, unpack_worker_event
 from worker_sdk.errors import ProtocolError
 from worker_sdk.keys import Keys
@@ -25,9 +25,7 @@ from worker_sdk.messages import Error
 log = logging.getLogger("worker_sdk")
 
 _EVENTS = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED | REFUSALS
-# Plain numbers: with enums, each `|` and `&` takes about a microsecond.
-_NOBLOCK = int(zmq.NOBLOCK)
-_MORE_TO_COME = int(zmq.NOBLOCK | zmq.SNDMORE)
+# A plain number: with enums, each `&` takes about a microsecond.
 _POLLIN = int(zmq.POLLIN)
 _UNANSWERED_S = 5.0
 """How long to wait for a welcome before saying in the log that none comes."""
@@ -118,16 +116,13 @@ class Dealer:
             outbox.clear()
         while unsent:
             try:
-                *first, last = unsent[0]
-                for frame in first:
-                    self._socket.send(frame, _MORE_TO_COME)
-                self._socket.send(last, _NOBLOCK)
+                send_frames(self._socket, unsent[0], NOBLOCK)
             except zmq.Again:
                 return
             unsent.popleft()
 
     def _receive(self, now: float) -> None:
-        frames = self._socket.recv_multipart(_NOBLOCK)
+        frames = self._socket.recv_multipart(NOBLOCK)
         try:
             message = unpack_worker_event(frames)
         except ProtocolError as error:

@@ -326,9 +326,7 @@ def _many(ids: AnyId | Iterable[AnyId]) -> list[AnyId]:
     return [ids] if isinstance(ids, str | UUID) else list(ids)
 
 
-def _as_asked(
-    ids: AnyId | Iterable[AnyId], infos: list[JobInfo]
-) -> JobStatus | list[JobStatus]:
+def _as_asked(ids: AnyId | Iterable[AnyId], infos: list[JobInfo]) -> JobStatus | list[JobStatus]:
     statuses = list(map(job_status.from_wire, infos))
     return statuses[0] if _is_one(ids) else statuses
 

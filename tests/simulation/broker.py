@@ -265,6 +265,8 @@ class _Hoarders:
 class _Router:
     def __init__(self, host: BrokerHost) -> None:
         self._host = host
+        # The frames of a message that is not complete yet.
+        self._frames: Frames = []
 
     def recv_multipart(self, flags: int = 0) -> Frames:
         inbox = self._host.network.inbox
@@ -272,8 +274,11 @@ class _Router:
             raise zmq.Again
         return inbox.popleft()
 
-    def send_multipart(self, frames: Frames, flags: int = 0) -> None:
-        self._host.send(frames)
+    def send(self, frame: bytes, flags: int = 0) -> None:
+        self._frames.append(frame)
+        if not flags & zmq.SNDMORE:
+            frames, self._frames = self._frames, []
+            self._host.send(frames)
 
 
 def config_of(world: World) -> Config:

@@ -37,6 +37,7 @@ from worker_sdk.messages import (
 _ERROR_KEPT_MOST = 65_536  # characters of what a failed attempt says
 _PROGRESS_MOST = 65_536  # bytes of JSON
 _HEARTBEATS_PER_LIMIT = 4
+_NULL = b"null"
 _LANES_MOST = 10_000  # that one worker may take jobs from
 
 
@@ -244,6 +245,8 @@ class Service:
         for one in message.jobs:
             job = running.get(one.id)
             result = bytes(one.result)
+            if result == _NULL:
+                result = _NULL  # shared: 40 bytes less for each job that gives nothing
             if job is None or job.attempt != one.attempt:
                 strays.append(one)
             elif len(result) > FLAT_BYTES and is_too_deep(result):

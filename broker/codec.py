@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import msgspec
@@ -18,7 +17,9 @@ FRAMES_MOST = 16
 _REQUESTS = msgspec.json.Decoder(Request)
 _JOB = msgspec.json.Decoder(NewJob)
 _encode = msgspec.json.Encoder().encode
-_CANONICAL_IDS = re.compile("(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})*").fullmatch
+# What canonical ids are alike in: with their digits made zeros they are all the same.
+_TO_ZERO = bytes.maketrans(b"123456789abcdef", b"0" * 15)
+_ZERO_ID = b"00000000-0000-0000-0000-000000000000"
 _SHOWN_MOST = 100  # characters of what is quoted
 _FAULTS_TOLD = 5  # in words; the ids of the others are named
 # Looked for in one message: each costs microseconds, and millions fit into 16 MiB.
@@ -102,10 +103,16 @@ def _malformed(origin: Origin, code: str, message: str) -> Malformed:
 def _check_ids(origin: Origin, message: Enqueue) -> None:
     """Refuse ids that are not UUIDs in canonical form."""
     ids = [job.id for job in message.jobs]
-    if not _CANONICAL_IDS("".join(ids)):
-        wrong = [id for id in ids if not _CANONICAL_IDS(id)]
+    # All together, since that takes a quarter of the time: 0.07 us an id.
+    if not _are_canonical("".join(ids), len(ids)):
+        wrong = [id for id in ids if not _are_canonical(id, 1)]
         text = f"not a UUID in canonical lower-case form: {listed(wrong)}"
         raise Malformed(origin, Error("invalid", text, tuple(wrong), req=message.req))
+
+
+def _are_canonical(text: str, count: int) -> bool:
+    """Say whether `text` is `count` UUIDs in canonical form, one right behind the other."""
+    return text.encode(errors="replace").translate(_TO_ZERO) == _ZERO_ID * count
 
 
 # ---- what is wrong with a message: only looked into once it is known that something is ----------

@@ -31,20 +31,26 @@ class Intake:
         as taken in. Gives all their ids.
         """
         life = self._life
+        live, lane_of = life.jobs, life.lanes.get
         ids = tuple([spec.id for spec in request.jobs])
-        unknown = [id for id in ids if id not in life.jobs]
+        unknown = [id for id in ids if id not in live]
         known = self._history.find(unknown) if unknown else {}
         fresh: dict[str, Job] = {}
         conflicts: list[str] = []
         deep: list[str] = []
+        has_dependencies = False
+        args_bytes = 0
         for spec in request.jobs:
             id = spec.id
-            if id in fresh or id in life.jobs or id in known:
-                if not self._is_same(spec, fresh.get(id) or life.jobs.get(id) or known[id]):
+            if id in fresh or id in live or id in known:
+                if not self._is_same(spec, fresh.get(id) or live.get(id) or known[id]):
                     conflicts.append(id)
                 continue
-            terms = life.lanes.get(spec.channel, spec.type).terms(spec)
+            terms = lane_of(spec.channel, spec.type).terms(spec)
             args = bytes(spec.args)
+            args_bytes += len(args)
+            if spec.dependencies:
+                has_dependencies = True
             if len(args) > FLAT_BYTES and is_too_deep(args):
                 deep.append(id)
             # Takes a number later: a refused request must leave no trace.
@@ -59,8 +65,7 @@ class Intake:
             if deep:
                 text = f"args nested deeper than {LEVELS_MOST} levels: {listed(deep)}"
                 raise Refused("invalid", text, deep)
-            doomed = self._check_dependencies(fresh)
-            args_bytes = sum([len(job.args) for job in fresh.values()])
+            doomed = self._check_dependencies(fresh) if has_dependencies else {}
             life.check_room(len(fresh), args_bytes, limits)
         except Refused:
             for job in fresh.values():

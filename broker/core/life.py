@@ -15,6 +15,7 @@ from broker.core.job import (
     READY,
     RUNNING,
     SCHEDULED,
+    STATE_NAMES,
     Job,
     Outcome,
     Run,
@@ -127,7 +128,10 @@ class Life:
             self.running += 1
             self._arm(job)
         elif not job.waiting:
-            self._place(job)
+            if job.due is None:
+                self._make_ready(job)
+            else:
+                self._place(job)
         elif job.terms.expires is not None:
             self._arm(job)
 
@@ -305,7 +309,7 @@ class Life:
             self.lanes.may_be_unused(lane)
         if job.dependencies:
             self.graph.unlink(job)
-        self.totals[state.name.lower()] += 1
+        self.totals[STATE_NAMES[state]] += 1
         self.writes.ended.append(job)
         self.waits.ended(job.id)
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import socket
 import struct
@@ -113,7 +114,10 @@ class Hoarders:
         # How many connections were cut off.
         self.cut_off = 0
         # When to look again; never where there is nothing to be seen.
-        self.due = 0.0 if self._ports and _STATM.exists() else float("inf")
+        self._first_due = 0.0 if self._ports and _STATM.exists() else math.inf
+        self.due = self._first_due
+        # What was posted to all connections since the last look.
+        self._posted_bytes = 0
         # What the process takes besides live jobs and hoards, once that is known.
         self._floor_bytes: int | None = None
         # The connections that were heard, by identity and by descriptor; and whose frame is next.
@@ -159,6 +163,10 @@ class Hoarders:
 
     def posted(self, identity: bytes, size_bytes: int) -> None:
         """Note that so much was sent to a connection."""
+        self._posted_bytes += size_bytes
+        if self._posted_bytes > self.limit_bytes:
+            # A fast machine could fill much more than that until the next look is due.
+            self.due = min(self.due, self._first_due)
         account = self._accounts.get(identity)
         if account is not None:
             account.posted_bytes += size_bytes
@@ -183,6 +191,7 @@ class Hoarders:
         if now < self.due:
             return
         self.due = now + _LOOK_EVERY_S
+        self._posted_bytes = 0
         taken = _own_memory_bytes() - self._live_bytes()
         if self._floor_bytes is None or taken < self._floor_bytes:
             self._floor_bytes = taken

@@ -141,7 +141,7 @@ def test_answers_that_nobody_reads_are_dropped(broker: Besieged, client: Client)
             peak = max(peak, broker.memory_bytes() - before)
 
     assert "cut off" in broker.log.read_text()
-    assert peak / MIB < QUEUED_MIB + SWING_MIB + 32  # what is answered in a turn
+    assert peak / MIB < QUEUED_MIB + 64  # what is answered in a turn, as text and as messages
 
 
 def test_slow_but_honest_sender_and_reader_are_left_alone(broker: Besieged) -> None:

@@ -106,6 +106,7 @@ class Server:
         finally:
             self._watch.close()
             self._context.destroy(linger=_LINGER_MS)
+            self._engine.life.forget()
 
     # ---- the steps of a turn ----
 

@@ -100,6 +100,12 @@ class Lane:
         if self._places > 2 * self.ready + _SWEEP_FROM:
             self._sweep()
 
+    def clear(self) -> None:
+        """Let go of all jobs."""
+        self._queues.clear()
+        self._ranks.clear()
+        self._places = self.ready = self.live = 0
+
     def terms(self, spec: NewJob | StoredTerms) -> Terms:
         """Give the one Terms record for what `spec` asks for."""
         key = (

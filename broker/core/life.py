@@ -313,6 +313,21 @@ class Life:
         self.writes.ended.append(job)
         self.waits.ended(job.id)
 
+    def forget(self) -> None:
+        """Let go of all jobs, for good: their records stand outside the garbage collector, which
+        could not take circles through them apart.
+        """
+        for job in self.jobs.values():
+            if job.run is not None and job.run.worker is not None:
+                job.run.worker.running.clear()
+            job.run = job.timer = job.dependents = None
+        self.jobs.clear()
+        self.just_ended.clear()
+        self._orphans.clear()
+        self.timers.clear()
+        for lane in self.lanes:
+            lane.clear()
+
     # ---- time ----
 
     def _arm(self, job: Job) -> None:

@@ -51,6 +51,13 @@ class Timers:
             heapify(self._heap)
             self._canceled = 0
 
+    def clear(self) -> None:
+        """Take all timers back."""
+        for *_, timer in self._heap:
+            timer.call = None
+        self._heap.clear()
+        self._canceled = 0
+
     def next_at(self) -> float | None:
         """Give the time of the earliest timer."""
         heap = self._heap

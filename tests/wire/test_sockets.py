@@ -1,5 +1,6 @@
 """Ways to connect, and how a broker comes and goes."""
 
+import gc
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from broker.core.lanes import Lane
 from broker.local import LocalBroker
 from tests.wire.conftest import Connect
 from tests.wire.peer import Peer, becomes, job, run_one
@@ -266,3 +268,20 @@ def test_slow_reader_holds_nobody_up(connect: Connect, client: Peer) -> None:
 
     assert client.ok("ping")
     assert client.state(id) == "ready"
+
+
+def test_broker_that_has_left_keeps_no_job_in_memory() -> None:
+    with LocalBroker() as broker:
+        client, worker = Peer(broker.endpoint), Peer(broker.endpoint)
+        with client, worker:
+            ids = [client.enqueue("left-behind", timeout=60) for _ in range(2)]
+            client.enqueue("left-behind", dependencies=ids, expires=60)
+            worker.hello("left-behind")
+            broker.stop()
+    del broker
+
+    gc.collect()
+    gc.collect()  # what only jobs referred to
+
+    lanes = [each for each in gc.get_objects() if isinstance(each, Lane)]
+    assert "left-behind" not in [lane.type for lane in lanes]

@@ -205,18 +205,33 @@ class _Line:
         return job
 
     def take_all(self, numbers: list[int]) -> None:
-        """Take out the jobs with these numbers: fast for neighbours in a row, as most come."""
+        """Take out the jobs with these numbers: fastest for neighbours in a row."""
         count = len(numbers)
         start = self._index(numbers[0]) if numbers else 0
         stop = start + count
         in_a_row = self._numbers[start:stop] == array("q", numbers)
-        if count == 1 or not in_a_row or None in self._jobs[start:stop]:
-            for number in numbers:
-                self.take(number)
-            return
-        self._jobs[start:stop] = [None] * count
-        self._last = stop - 1
+        if in_a_row and None not in self._jobs[start:stop]:
+            self._jobs[start:stop] = [None] * count
+            self._last = stop - 1
+        else:
+            self._take_scattered(numbers)
         self._count_holes(count)
+
+    def _take_scattered(self, numbers: list[int]) -> None:
+        """Take out jobs that stand apart, as those do that many workers end in one turn.
+
+        As far apart as their numbers, mostly: to look there first takes 0.2 us, a search 0.6.
+        """
+        all_numbers, jobs = self._numbers, self._jobs
+        before, index = numbers[0], self._index(numbers[0])
+        for number in numbers:
+            index += number - before
+            if not 0 <= index < len(jobs) or all_numbers[index] != number:
+                index = self._index(number)
+            self._at(index, number)
+            jobs[index] = None
+            before = number
+        self._last = index
 
     def _count_holes(self, new: int) -> None:
         self._holes += new

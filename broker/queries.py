@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw
 
-from broker.core.engine import Dispatch, Engine
+from broker.core.dispatch import Dispatch
+from broker.core.engine import Engine
 from broker.core.graph import name_of
 from broker.core.job import CANCELED, SCHEDULED, STATE_NAMES, Job
 from broker.core.records import Record

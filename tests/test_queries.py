@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from broker.core.engine import Dispatch
+from broker.core.dispatch import Dispatch
 from broker.store import open_store
 from tests.core.box import START_WALL, Box, Denied
 from worker_sdk.messages import Dependency, Jobs, Stats

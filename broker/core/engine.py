@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET
 
+from broker.core.dispatch import Dispatch, give_out
 from broker.core.history import History, restore
 from broker.core.intake import Intake
-from broker.core.job import Job
 from broker.core.life import Life
 from broker.core.limits import Limits
 from broker.core.records import Archive, Record, Writes
 from broker.core.refusal import Refused
 from broker.core.service import Service
-from broker.core.workers import Crew, Origin, Pool, Worker
+from broker.core.workers import Crew, Origin
 from worker_sdk.messages import (
     Bye,
     Cancel,
@@ -64,15 +64,6 @@ class Expel:
 
 
 Command = tuple[Origin, "Message | Undelivered | Expel"]
-
-
-@dataclass(slots=True)
-class Dispatch:
-    """Running attempts to send to the worker that got them, as they are after the commit."""
-
-    origin: Origin
-    jobs: list[Job]
-    req: Raw | UnsetType = UNSET
 
 
 @dataclass(slots=True)
@@ -166,7 +157,7 @@ class Engine:
         self._service.lose_silent()
         self._grant_claims()
         if not self.draining:
-            self._dispatch()
+            effects.dispatches += give_out(life)
         for (worker, reason), ids in life.stops.items():
             effects.replies.append((worker.origin, CancelRunning(tuple(ids), reason)))
         life.stops.clear()
@@ -370,46 +361,6 @@ class Engine:
         error = Error(refused.code, refused.message, refused.ids, refused.codes, req=message.req)
         error.recorded = refused.recorded
         self._reply(origin, error)
-
-    # ---- giving out what is ready ----
-
-    def _dispatch(self) -> None:
-        life = self.life
-        for worker in life.moved:
-            if worker.pool.update(worker):
-                life.stirred[worker.pool] = None
-        life.moved.clear()
-        served: dict[Worker, None] = {}
-        for pool in life.stirred:
-            self._serve(pool, served)
-        life.stirred.clear()
-        for worker in served:
-            self._effects.dispatches.append(Dispatch(worker.origin, worker.outgoing))
-            worker.outgoing = []
-
-    def _serve(self, pool: Pool, served: dict[Worker, None]) -> None:
-        """Give out jobs until the pool has no free worker or no ready job."""
-        start = self.life.start
-        while (worker := pool.least_loaded()) is not None:
-            lane = pool.best_lane()
-            if lane is None:
-                return
-            if len(lane.pools) > 1:
-                for other in lane.pools:
-                    rival = other.least_loaded()
-                    if (
-                        rival is not None
-                        and len(rival.running) < len(worker.running)
-                        and other.best_lane() is lane
-                    ):
-                        worker = rival
-            for _ in range(pool.run_length(worker, lane)):
-                job = lane.take()
-                if job is None:
-                    break
-                start(job, worker)
-            served[worker] = None
-            worker.pool.update(worker)
 
     # ---- duties that come with time ----
 

@@ -15,7 +15,7 @@ from unittest import mock
 from msgspec.structs import replace
 
 import broker.server as server_module
-from broker.core.engine import Engine
+from broker.core import dispatch, engine
 from broker.core.graph import Graph
 from broker.core.history import History
 from broker.core.intake import Intake
@@ -310,12 +310,12 @@ def the_most_loaded_worker_gets_the_job() -> AbstractContextManager[object]:
 
 @_planted()
 def a_worker_that_has_room_again_is_not_looked_at() -> AbstractContextManager[object]:
-    def dispatch(old: Any, self: Any) -> None:
-        if len(self.life.moved) == 1 and not self.life.stirred:
-            self.life.moved.clear()
-        old(self)
+    def give_out(life: Any) -> Any:
+        if len(life.moved) == 1 and not life.stirred:
+            life.moved.clear()
+        return dispatch.give_out(life)
 
-    return _around(Engine, "_dispatch", dispatch)
+    return mock.patch.object(engine, "give_out", give_out)
 
 
 @_planted(23)

@@ -102,7 +102,9 @@ class Queries:
             assignment = self._assignment(job, results)
             jobs.append(job)
             assignments.append(assignment)
-            size += len(job.args) + _size_of_edges(assignment)
+            size += len(job.args)
+            if job.dependencies:
+                size += _size_of_edges(assignment)
             if size >= _FULL_FROM_BYTES:
                 yield Jobs(tuple(assignments), req=dispatch.req), jobs
                 jobs, assignments, size = [], [], 0
@@ -136,6 +138,8 @@ class Queries:
         `known` has results that were looked up before, and gets those that are now.
         """
         found: dict[str, Raw] = {}
+        if len(ids) == 1 and (result := known.get(ids[0])) is not None:
+            return {ids[0]: Raw(result)}, len(result) + len(ids[0]) <= limit_bytes
         size = 0
         for start in range(0, len(ids), _SCANNED_AT_A_TIME):
             some = ids[start : start + _SCANNED_AT_A_TIME]
@@ -271,7 +275,7 @@ def _size_of_edges(assignment: Assignment) -> int:
     """Give about how many bytes dependencies and their results take in a message."""
     inputs = assignment.inputs
     size = 40 * len(assignment.dependencies)
-    return size + sum([40 + len(bytes(each)) for each in inputs.values()]) if inputs else size
+    return size + sum([40 + len(each) for each in inputs.values()]) if inputs else size
 
 
 def _place(after: str | None) -> tuple[str, int | None]:

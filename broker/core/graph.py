@@ -38,7 +38,8 @@ def each_once(dependencies: tuple[str | Dependency, ...]) -> tuple[str | Depende
 
 
 class Dependents:
-    """The live jobs that depend on one live job, by their condition.
+    """The live jobs that depend on one live job, by their condition: where there are several, or
+    one with another condition than `finished`. One alone is spared this object (see Job).
 
     A dependent that ends before stays in its list, known by its state, until such ones are the
     larger half and are swept out together.
@@ -46,8 +47,8 @@ class Dependents:
 
     __slots__ = ("_gone", "if_ended", "if_finished")
 
-    def __init__(self) -> None:
-        self.if_finished: list[Job] = []
+    def __init__(self, first: Job | None) -> None:
+        self.if_finished: list[Job] = [] if first is None else [first]
         self.if_ended: list[Job] = []
         self._gone = 0
 
@@ -85,17 +86,19 @@ class Graph:
         jobs, held = self._jobs, self._held
         for dependency in job.dependencies:
             id = dependency if type(dependency) is str else name_of(dependency)
+            is_plain = id is dependency
             other = jobs.get(id)
             if other is None:
                 held[id] = held.get(id, 0) + 1
                 continue
-            if other.dependents is None:
-                other.dependents = Dependents()
-            if isinstance(dependency, str):
-                other.dependents.if_finished.append(job)
-            else:
-                other.dependents.if_ended.append(job)
             job.waiting += 1
+            there = other.dependents
+            if there is None and is_plain:
+                other.dependents = job
+                continue
+            if not isinstance(there, Dependents):
+                there = other.dependents = Dependents(there)
+            (there.if_finished if is_plain else there.if_ended).append(job)
 
     def unlink(self, job: Job) -> None:
         """Let go of what an ended job depended on."""
@@ -104,7 +107,9 @@ class Graph:
             id = dependency if type(dependency) is str else name_of(dependency)
             other = jobs.get(id)
             if other is not None:
-                if other.dependents is not None:
+                if other.dependents is job:
+                    other.dependents = None
+                elif isinstance(other.dependents, Dependents):
                     other.dependents.forget_one()
             elif (count := held.get(id, 0)) > 1:
                 held[id] = count - 1
@@ -121,23 +126,28 @@ class Graph:
         dependents, job.dependents = job.dependents, None
         if dependents is None:
             return free, doomed
+        if isinstance(dependents, Dependents):
+            if_finished, if_ended = dependents.if_finished, dependents.if_ended
+        else:
+            if_finished, if_ended = [dependents], []
         finished = job.state is FINISHED
-        for other in dependents.if_finished:
+        held = 0
+        for other in if_finished:
             if other.outcome is None:
+                held += 1
                 if not finished:
                     doomed.append(other)
-                elif self._one_less(other):
+                    continue
+                other.waiting -= 1
+                if not other.waiting:
                     free.append(other)
-        for other in dependents.if_ended:
-            if other.outcome is None and self._one_less(other):
-                free.append(other)
+        for other in if_ended:
+            if other.outcome is None:
+                held += 1
+                other.waiting -= 1
+                if not other.waiting:
+                    free.append(other)
         # The doomed ones count as well: each lets go when it ends.
-        held = sum(other.outcome is None for other in dependents)
         if held:
             self._held[job.id] = held
         return free, doomed
-
-    @staticmethod
-    def _one_less(job: Job) -> bool:
-        job.waiting -= 1
-        return not job.waiting

@@ -88,14 +88,13 @@ class Intake:
         """
         life = self._life
         live = life.jobs
-        named = {
-            one if type(one) is str else name_of(one)
+        elsewhere = {
+            id
             for job in fresh.values()
-            if job.dependencies
             for one in job.dependencies
+            if (id := one if type(one) is str else name_of(one)) not in fresh and id not in live
         }
-        elsewhere = sorted([id for id in named if id not in live and id not in fresh])
-        ended = self._history.find(elsewhere) if elsewhere else {}
+        ended = self._history.find(sorted(elsewhere)) if elsewhere else {}
         seen: set[str] = set()
         doomed: dict[str, str] = {}
         faults: dict[str, str] = {}
@@ -105,7 +104,7 @@ class Intake:
                 job.dependencies = each_once(job.dependencies)
                 for dependency in job.dependencies:
                     id = dependency if type(dependency) is str else name_of(dependency)
-                    if id in live:
+                    if (id in seen and id not in doomed) or id in live:
                         continue
                     if id in doomed:
                         if not condition_holds(dependency, CANCELED):

@@ -121,8 +121,9 @@ class Job(Struct, eq=False, gc=False):
     """The place in the order of becoming ready, across all lanes."""
     due: float | None = None
     """While scheduled: when it becomes ready, seconds since the epoch."""
-    dependents: Dependents | None = None
-    """The live jobs that depend on this one, if there were ever any."""
+    dependents: Job | Dependents | None = None
+    """The live jobs that depend on this one; one alone, with the condition `finished`, by itself:
+    250 bytes and 2 us less."""
     timer: Timer | None = None
     """What this job waits for next: becoming due, expiry or the attempt's time-out."""
     run: Run | None = None

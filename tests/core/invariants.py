@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from broker.core.engine import Engine
-from broker.core.graph import name_of
+from broker.core.graph import Dependents, name_of
 from broker.core.job import BLOCKED, READY, RUNNING, SCHEDULED
 from broker.core.workers import Pool
 
@@ -73,8 +73,11 @@ def _check_graph(engine: Engine) -> None:
                 assert other.seq < job.seq
                 assert other.dependents is not None
                 side = other.dependents
-                listed = side.if_finished if isinstance(dependency, str) else side.if_ended
-                assert job in listed
+                if isinstance(side, Dependents):
+                    assert job in (side.if_finished if type(dependency) is str else side.if_ended)
+                else:
+                    assert side is job
+                    assert type(dependency) is str
     assert life.graph._held == held
     for job in life.jobs.values():
         assert job.waiting == waiting[job.id]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from broker.core.graph import Dependents
 from tests.core.box import Box, Denied
 from tests.core.invariants import check, check_empty
 from worker_sdk.messages import Dependency
@@ -344,8 +345,7 @@ def test_many_dependents_that_end_early_are_not_remembered(box: Box, condition: 
 
     dependents = box.engine.life.jobs[root].dependents
 
-    assert dependents is not None
-    assert len(list(dependents)) < 50
+    assert not isinstance(dependents, Dependents) or len(list(dependents)) < 50
 
 
 # ---- size --------------------------------------------------------------------------------------

@@ -337,11 +337,14 @@ def what_a_replaced_connection_held_is_forgotten() -> AbstractContextManager[obj
 
 @_planted()
 def a_dependent_is_woken_early() -> AbstractContextManager[object]:
-    def wake(job: Job) -> bool:
-        job.waiting = 0
-        return True
+    settle = Graph.settle
 
-    return _instead(Graph, "_one_less", staticmethod(wake))
+    def settle_as_if_the_last(self: Graph, job: Job) -> tuple[list[Job], list[Job]]:
+        for other in [job.dependents] if isinstance(job.dependents, Job) else job.dependents or ():
+            other.waiting = 1
+        return settle(self, job)
+
+    return _instead(Graph, "settle", settle_as_if_the_last)
 
 
 @_planted()

@@ -99,17 +99,23 @@ def _each_once(
     dependencies: Iterable["AnyId | JobSpec | Dependency"],
 ) -> tuple[UUID | Dependency, ...]:
     """The dependencies in their normal form; ones named twice, under one condition, once."""
-    if isinstance(dependencies, str | UUID | JobSpec | Dependency):
+    if type(dependencies) is not list and isinstance(dependencies, _ONE_ITSELF):
         raise TypeError(f"dependencies must be a list of ids, not {dependencies!r} itself")
-    once: dict[tuple[int, str], UUID | Dependency] = {}
+    # By number, because the hash and comparison of a UUID are Python code.
+    once: dict[int | tuple[int, str], UUID | Dependency] = {}
     for each in dependencies:
-        if isinstance(each, Dependency):
-            once[each.id.int, each.condition] = each  # type: ignore[union-attr]
+        if type(each) is JobSpec:
+            once[each.id.int] = each.id
+        elif isinstance(each, Dependency):
+            number: int = each.id.int  # type: ignore[union-attr]
+            once[number if each.condition == "finished" else (number, each.condition)] = each
         else:
-            id = each.id if isinstance(each, JobSpec) else as_uuid(each)
-            once[id.int, "finished"] = id
+            id = as_uuid(each)  # type: ignore[arg-type]
+            once[id.int] = id
     return tuple(once.values())
 
+
+_ONE_ITSELF = (str, UUID, JobSpec, Dependency)
 
 AnyJob = JobSpec | Mapping[str, Any]
 """A job as ``enqueue_many`` takes it: a JobSpec, or a mapping with the same keys."""
@@ -154,10 +160,12 @@ def _links(specs: Sequence[JobSpec]) -> list[tuple[int, ...]] | None:
     position = {spec.id.int: at for at, spec in enumerate(specs)}
     return [
         tuple(
-            at
-            for each in spec.dependencies
-            if (at := position.get((each.id if type(each) is Dependency else each).int))  # type: ignore[union-attr]
-            is not None
+            [
+                at
+                for each in spec.dependencies
+                if (at := position.get((each.id if type(each) is Dependency else each).int))  # type: ignore[union-attr]
+                is not None
+            ]
         )
         for spec in specs
     ]

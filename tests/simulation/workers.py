@@ -63,10 +63,11 @@ class SimWorker:
         self._connection_before: Connection | None = None
         # What comes while it is paused.
         self._backlog: list[Frames] = []
-        # Handlers that run: the assignment's id and attempt -> whether it counts as a place.
-        self._running: dict[tuple[str, int], bool] = {}
+        # Handlers that run: `id` of the assignment -> whether it counts as a place. Not the job's id
+        # and attempt: a job that was deleted and enqueued anew has the same ones.
+        self._running: dict[int, bool] = {}
         # Attempts whose handler was told to stop and goes on.
-        self._stuck: set[tuple[str, int]] = set()
+        self._stuck: set[int] = set()
         self._hanging: list[tuple[Assignment, float]] = []
         # Requests for what a dispatch left out.
         self._asked: dict[bytes, Assignment] = {}
@@ -193,7 +194,7 @@ class SimWorker:
     def _stop_stopped(self) -> None:
         agent = self.agent
         for stopped in agent.stopped:
-            token = (stopped.assignment.id, stopped.assignment.attempt)
+            token = id(stopped.assignment)
             if token in self._running:
                 self._stuck.add(token)
                 if self._running[token]:
@@ -208,7 +209,7 @@ class SimWorker:
 
     def _begin(self, assignment: Assignment, *, takes_place: bool) -> None:
         self.ledger.given(assignment)
-        self._running[assignment.id, assignment.attempt] = takes_place
+        self._running[id(assignment)] = takes_place
         if sum(self._running.values()) > self.concurrency:
             raise Violation(f"{self} runs more than {self.concurrency} jobs at a time")
         if assignment.inputs_left_out:
@@ -248,7 +249,7 @@ class SimWorker:
 
     def _end(self, assignment: Assignment, began: float) -> None:
         """A handler returns."""
-        token = (assignment.id, assignment.attempt)
+        token = id(assignment)
         if self.is_gone or token not in self._running:
             return
         if self.is_paused:

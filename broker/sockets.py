@@ -14,7 +14,7 @@ from broker.exposure import is_private
 from broker.guard import Guard
 
 _HANDSHAKE_MS = 10_000  # for a peer to say who it is
-_PING_MS = 5_000  # ZMTP heartbeats find half-open connections
+_PING_MS = 10_000  # ZMTP heartbeats find half-open connections
 _PING_TIMEOUT_MS = 15_000
 _QUEUED_MOST = 1_000  # messages a connection, each way
 _BACKLOG = 1_024  # connections that wait to be accepted

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from msgspec import UNSET, Raw
 
 from worker_sdk.delivery import Delivery, Ending, Numbers, Refused, split, step_bytes
+from worker_sdk.heartbeats import next_beat
 from worker_sdk.messages import (
     DEFAULT_CHANNEL,
     DEFAULT_MESSAGE_LIMIT_BYTES,
@@ -472,11 +473,10 @@ class Agent:
         self._spoke = now
 
     def _send_heartbeat(self, now: float) -> None:
-        if self.link is not Link.WELCOMED:
-            return
-        self._send(Heartbeat(credit=self._credit), now)
-        self._credit_told = self._credit
-        self._beat = now
+        if self.link is Link.WELCOMED:
+            self._send(Heartbeat(credit=self._credit), now)
+            self._credit_told = self._credit
+            self._beat = now
 
     def _send_progress(self, now: float) -> None:
         running = []
@@ -491,7 +491,7 @@ class Agent:
 
     def _beat_due(self) -> float:
         # The broker's silence counts too: only what it answers shows that it is there.
-        return max(self._beat, min(self._spoke, self._heard)) + self.heartbeat_s
+        return next_beat(max(self._beat, min(self._spoke, self._heard)), self.heartbeat_s)
 
 
 def key_of(message: Reply | Welcome | WorkerRequest) -> bytes:

@@ -166,7 +166,7 @@ def test_sndhwm_drops_what_a_peer_does_not_read(broker: LocalBroker) -> None:
         (zmq.SNDHWM, 1000),
         (zmq.RCVHWM, 1000),
         (zmq.HANDSHAKE_IVL, 10_000),
-        (zmq.HEARTBEAT_IVL, 5_000),
+        (zmq.HEARTBEAT_IVL, 10_000),
         (zmq.HEARTBEAT_TIMEOUT, 15_000),
         (zmq.BACKLOG, 1024),
     ],

@@ -1,10 +1,13 @@
 """The worker's side of the protocol, fed with messages and times by hand."""
 
+import random
+
 import pytest
 from msgspec import UNSET, Raw
 
 from worker_sdk.agent import Agent, Link
 from worker_sdk.delivery import BUSY_RETRY_S
+from worker_sdk.heartbeats import next_beat
 from worker_sdk.messages import (
     Assignment,
     Bye,
@@ -186,6 +189,27 @@ def test_heartbeats_go_out_in_the_interval_of_the_welcome_with_the_credit(play: 
     assert play.pass_time(HEARTBEAT_S - 0.1) == []
     assert play.pass_time(0.1) == [Heartbeat(credit=4)]
     assert play.pass_time(HEARTBEAT_S) == [Heartbeat(credit=4)]
+
+
+@pytest.mark.parametrize("interval_s", [0.05, 1 / 3, 2.5, 60.0])
+def test_workers_that_share_a_clock_send_their_heartbeats_at_the_same_moments(
+    interval_s: float,
+) -> None:
+    dice = random.Random(1)
+    moments = set()
+    for last in [1_000 + dice.random() * interval_s for _ in range(500)]:
+        first = next_beat(last, interval_s)
+        assert interval_s * 0.874 < first - last <= interval_s
+
+        second = next_beat(first + interval_s / 1000, interval_s)
+
+        assert second - first <= interval_s * 1.001
+        moments.add(round(second / interval_s, 3))
+    assert len(moments) <= 9
+
+
+def test_a_broker_that_asks_for_heartbeats_all_the_time_gets_them() -> None:
+    assert next_beat(1.0, 0.0) == 1.0
 
 
 def test_a_broker_silent_beyond_the_limit_is_left_for_a_new_connection(play: Play) -> None:

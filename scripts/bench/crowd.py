@@ -2,32 +2,36 @@
 
 The workers are bare sockets that speak the protocol, some hundred in each of two processes: what
 is measured is the broker. They hold as many jobs as an SDK worker with short handlers asks for,
-and finish all that one message brings by one message.
+finish all that one message brings by one message, and send heartbeats, their own and ZeroMQ's, when
+an SDK worker does.
 """
 
+import asyncio
 import select
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from heapq import heappush, heapreplace
 
 import msgspec
 import zmq
 
-from scripts.bench.clients import ARGS, TIMEOUT_S
+from scripts.bench.clients import ARGS, CHUNK_JOBS, CHUNKS_UNDER_WAY, TIMEOUT_S
 from scripts.bench.crew import BrokerProcess
 from scripts.bench.figures import Figure, at_least, no_more_than
 from scripts.bench.processes import CpuMeter, Say, cpu_s, run, start
 from scripts.bench.setting import Setting
-from worker_sdk import Client, JobSpec
+from worker_sdk import AsyncClient, JobSpec
+from worker_sdk.heartbeats import next_beat
 from worker_sdk.messages import PROTOCOL, Finish, Heartbeat, Hello, Jobs, Outcome, Welcome
 
 PROCESSES = 2
 CREDITS = (512, 1)
-"""What the SDK's Worker asks for at most when handlers take no time; and one job at a time."""
+"""Half of what the SDK's Worker asks for at most, for handlers that take no time; and one job at a
+time."""
 RATE_FACTOR = 0.8
 """Within 20 %."""
 IDLE_PERCENT = 2.0
-CHUNK_JOBS = 2_000
 FEWER = 10
 """One job at a time, two workers would take a minute for all of them: so many times fewer."""
 
@@ -106,15 +110,24 @@ def _idle(broker: BrokerProcess, seconds: float) -> dict[str, float]:
 
 
 def enqueue(say: Say, endpoint: str, jobs: int, types: int) -> None:
-    """Enqueue jobs of all types in turns; the seconds until all have finished."""
-    with Client(endpoint, timeout=TIMEOUT_S) as client:
-        before = client.stats()["totals"]["finished"]
+    """Enqueue jobs of all types in turns, as W1 bulk does; the seconds until all have finished."""
+    asyncio.run(_enqueue(say, endpoint, jobs, types))
+
+
+async def _enqueue(say: Say, endpoint: str, jobs: int, types: int) -> None:
+    starts = iter(range(0, jobs, CHUNK_JOBS))
+    async with AsyncClient(endpoint, timeout=TIMEOUT_S) as client:
+
+        async def caller() -> None:
+            for start in starts:
+                numbers = range(start, min(start + CHUNK_JOBS, jobs))
+                await client.enqueue_many([JobSpec(f"type-{n % types}", ARGS) for n in numbers])
+
+        before = (await client.stats())["totals"]["finished"]
         began = time.perf_counter()
-        for first in range(0, jobs, CHUNK_JOBS):
-            numbers = range(first, min(first + CHUNK_JOBS, jobs))
-            client.enqueue_many([JobSpec(f"type-{n % types}", ARGS) for n in numbers])
-        while client.stats()["totals"]["finished"] - before < jobs:
-            time.sleep(0.001)
+        await asyncio.gather(*(caller() for _ in range(CHUNKS_UNDER_WAY)))
+        while (await client.stats())["totals"]["finished"] - before < jobs:
+            await asyncio.sleep(0.001)
         say(time.perf_counter() - began)
 
 
@@ -135,7 +148,9 @@ class _Crowd:
     def __init__(self, say: Say, endpoint: str, types: list[str], credit: int) -> None:
         self._say = say
         self._strangers = len(types)
-        self._heartbeat_s = 60.0
+        # When the next heartbeat of each worker that is welcome is due, monotonic seconds, with
+        # its socket's descriptor and the interval.
+        self._beats: list[tuple[float, int, float]] = []
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         context.set(zmq.MAX_SOCKETS, len(types) + 10)
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
@@ -143,6 +158,8 @@ class _Crowd:
         self._poll = select.epoll()
         for type in types:
             dealer = context.socket(zmq.DEALER)
+            dealer.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
+            dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)
             dealer.connect(endpoint)
             descriptor = dealer.fileno()
             self._sockets[descriptor] = dealer
@@ -150,20 +167,22 @@ class _Crowd:
             _send(dealer, Hello(types=(type,), credit=credit))
 
     def run(self) -> None:
-        beat_at = time.monotonic() + 1.0
         while True:
+            beat_at = self._beats[0][0] if self._beats else time.monotonic() + 1.0
             for descriptor, _ in self._poll.poll(max(0.0, beat_at - time.monotonic())):
-                self._take_all(self._sockets[descriptor])
-            if time.monotonic() >= beat_at:
-                beat_at += self._heartbeat_s
-                for dealer in self._sockets.values():
-                    _send(dealer, Heartbeat())
-                    self._take_all(dealer)
+                self._take_all(descriptor)
+            now = time.monotonic()
+            while self._beats and self._beats[0][0] <= now:
+                _, descriptor, interval_s = self._beats[0]
+                heapreplace(self._beats, (next_beat(now, interval_s), descriptor, interval_s))
+                _send(self._sockets[descriptor], Heartbeat())
+                self._take_all(descriptor)
 
-    def _take_all(self, dealer: zmq.Socket[bytes]) -> None:
+    def _take_all(self, descriptor: int) -> None:
         """Take and answer all that came. Sending, too, uses up what the descriptor has to tell,
         so this ends only when a look at the socket finds nothing.
         """
+        dealer = self._sockets[descriptor]
         while int(dealer.getsockopt(_EVENTS)) & _POLLIN:
             frames = dealer.recv_multipart(zmq.NOBLOCK)
             message = _decode(frames[-1])
@@ -171,7 +190,10 @@ class _Crowd:
                 outcomes = tuple([Outcome(job.id, job.attempt) for job in message.jobs])
                 _send(dealer, Finish(jobs=outcomes))
             elif isinstance(message, Welcome):
-                self._heartbeat_s = message.heartbeat
+                # They all came at once; in life, each comes at a time of its own.
+                came = time.monotonic() - message.heartbeat * self._strangers / len(self._sockets)
+                beat = next_beat(came, message.heartbeat), descriptor, message.heartbeat
+                heappush(self._beats, beat)
                 self._strangers -= 1
                 if not self._strangers:
                     self._say("ready")

@@ -26,7 +26,7 @@ class Sizes(Struct, frozen=True):
     rated_times: int = 5
     crowd_workers: int = 1_000
     crowd_types: int = 50
-    crowd_jobs: int = 100_000
+    crowd_jobs: int = 300_000
     idle_s: float = 10.0
     slow_jobs: int = 2_000
     """For peers that run some hundred jobs a second."""

@@ -63,8 +63,8 @@ class SimWorker:
         self._connection_before: Connection | None = None
         # What comes while it is paused.
         self._backlog: list[Frames] = []
-        # Handlers that run: `id` of the assignment -> whether it counts as a place. Not the job's id
-        # and attempt: a job that was deleted and enqueued anew has the same ones.
+        # Handlers that run: `id` of the assignment -> whether it counts as a place. Not id and
+        # attempt of the job: one that was deleted and enqueued anew has the same ones.
         self._running: dict[int, bool] = {}
         # Attempts whose handler was told to stop and goes on.
         self._stuck: set[int] = set()

@@ -154,6 +154,7 @@ class Engine:
             except Refused as refused:
                 assert isinstance(message, Message)
                 self._refuse(origin, message, refused)
+        life.time_out_overdue()
         self._service.lose_silent()
         self._grant_claims()
         if not self.draining:

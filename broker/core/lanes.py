@@ -67,7 +67,12 @@ class Lane:
 
     def push_front(self, job: Job) -> bool:
         """Put a job back that had been taken, before all others of its priority."""
-        self._queue(job.terms.priority).appendleft(job)
+        queue = self._queue(job.terms.priority)
+        if queue and queue[0].order < job.order:
+            # It had been claimed ahead of them: in their pools' backlog it takes their place, or
+            # else they would be found too late.
+            job.order = queue[0].order
+        queue.appendleft(job)
         self._places += 1
         self.ready += 1
         return self.head() is job

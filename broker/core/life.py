@@ -72,6 +72,8 @@ class Life:
         # Workers whose load or credit changed, pools that have something new to give or to take.
         self.moved: dict[Worker, None] = {}
         self.stirred: dict[Pool, None] = {}
+        # Attempts whose time is over in this turn.
+        self._overdue: list[tuple[Job, Run]] = []
         # Attempts that are over before their worker knows: (worker, reason) -> ids.
         self.stops: dict[tuple[Worker, str], list[str]] = {}
         # Numbers jobs (seq) and moments of becoming ready (order) alike: always growing.
@@ -355,8 +357,8 @@ class Life:
 
     def _on_timer(self, job: Job) -> None:
         job.timer = None
-        if job.state is RUNNING:
-            self._time_out(job)
+        if job.run is not None:
+            self._overdue.append((job, job.run))
         elif job.state is SCHEDULED and not self._expires_before_due(job):
             self.scheduled -= 1
             self._make_ready(job)
@@ -369,10 +371,18 @@ class Life:
         expires = job.terms.expires
         return expires is not None and not job.attempt and job.queued + expires < job.due
 
-    def _time_out(self, job: Job) -> None:
-        assert job.run is not None
-        if job.run.worker is not None:
-            self.stops.setdefault((job.run.worker, "timeout"), []).append(job.id)
+    def time_out_overdue(self) -> None:
+        """Fail attempts whose time is over, and whose outcome did not come in this turn either: if
+        the broker itself was held up, it finds outcomes only now.
+        """
+        for job, run in self._overdue:
+            if job.run is run:
+                self._time_out(job, run)
+        self._overdue.clear()
+
+    def _time_out(self, job: Job, run: Run) -> None:
+        if run.worker is not None:
+            self.stops.setdefault((run.worker, "timeout"), []).append(job.id)
         self.attempt_failed(job, f"timed out after {job.terms.timeout:g} s", retry=True)
 
     # ---- one turn ----

@@ -97,8 +97,8 @@ def _check_lanes(engine: Engine) -> None:
         assert queued.total() == len(queued) == lane.ready
         assert sum(map(len, lane._queues.values())) == lane._places
         assert sorted(lane._queues) == sorted(-rank for rank in lane._ranks)
-    orders = [job.order for job in life.jobs.values() if job.state is READY]
-    assert len(orders) == len(set(orders)), "two ready jobs with one place in the order"
+    places = {(job.order, job.terms.lane) for job in life.jobs.values() if job.state is READY}
+    assert len(places) == len({order for order, _ in places}), "two lanes with one place"
 
 
 def _check_workers(engine: Engine) -> None:

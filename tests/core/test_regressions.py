@@ -31,3 +31,31 @@ def test_due_is_shown_only_while_scheduled(box: Box) -> None:
     b = box.enqueue(after=[a], delay=10)
 
     assert (box.info(b).state, box.info(b).due) == ("blocked", None)
+
+
+def test_job_that_was_claimed_out_of_turn_and_handed_back_holds_nobody_up(box: Box) -> None:
+    first, second, third = box.enqueue("fetch"), box.enqueue("pack"), box.enqueue("pack")
+    claimed = box.enqueue("fetch")
+    worker = box.worker("fetch", "pack", credit=0)
+    worker.claim(claimed)
+    worker.release(claimed)
+    worker.got()
+
+    worker.heartbeat(credit=1)
+
+    started = []
+    while got := worker.got():
+        started += got
+        worker.finish(*got)
+    assert started == [claimed, first, second, third]
+
+
+def test_finish_that_waited_while_the_broker_was_held_up_beats_the_time_out(box: Box) -> None:
+    job = box.enqueue(timeout=1.0)
+    worker = box.worker()
+
+    with box.together():
+        worker.finish(job)
+        box.now += 1.5
+
+    assert box.state_of(job) == "finished"

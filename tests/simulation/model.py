@@ -34,6 +34,7 @@ class Model(Questions):
         self._postponed = []
         for origin, message in commands:
             self._carry_out(HANDLERS[type(message)], origin, message)
+        self._time_out_overdue()
         self._lose_silent()
         for origin, message in self._claims:
             self._carry_out(Model._grant, origin, message)

@@ -54,6 +54,7 @@ class Rules:
         self.stops: dict[tuple[Origin, str], list[str]] = {}
         self.claimed: list[tuple[Origin, Raw | UnsetType, str, int]] = []
         self.silent: list[MWorker] = []
+        self.overdue: list[tuple[MJob, int]] = []
         self._claims: list[tuple[Origin, m.Claiming]] = []
         self.new: list[str] = []
         self.just_ended: dict[str, MJob] = {}
@@ -122,14 +123,23 @@ class Rules:
     def _ring(self, job: MJob) -> None:
         spec = job.spec
         if job.state == "running":
-            self._stop(job, "timeout")
-            self._attempt_over(job, None, pause=True)
+            self.overdue.append((job, job.attempt))
         elif job.state == "scheduled" and (
             spec.expires is None or job.attempt or job.queued + spec.expires >= (job.due or 0)
         ):
             self._make_ready(job)
         else:
             self._cancel(job, "expired")
+
+    def _time_out_overdue(self) -> None:
+        """Attempts whose end did not come in this turn either, in one moment."""
+        self._number += 1
+        self._moment = self._number
+        for job, attempt in self.overdue:
+            if job.state == "running" and job.attempt == attempt:
+                self._stop(job, "timeout")
+                self._attempt_over(job, None, pause=True)
+        self._moment = 0
 
     def _lease(self, worker: MWorker) -> None:
         if self.workers.get(worker.origin[0]) is not worker:

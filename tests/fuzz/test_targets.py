@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.codec import Malformed, decode
-from tests.fuzz import targets
+from tests.fuzz import guided, targets
 from tests.fuzz.targets import FuzzEngine
 
 seeds = st.randoms(use_true_random=False)
@@ -75,3 +75,19 @@ def test_generators_reach_both_sides_of_each_boundary() -> None:
     came = {targets.fuzz_codec(Random(seed)) for seed in range(400)}
 
     assert came == {"read", "invalid", "unsupported", "too_large"} - {"too_large"}
+
+
+@pytest.mark.parametrize("target", guided.TARGETS)
+@few
+@given(data=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_targets_of_the_guided_run_hold(target: str, data: bytes) -> None:
+    guided.TARGETS[target](data)
+
+
+def test_guided_run_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    with pytest.raises(SystemExit, match="which target"):
+        guided.main([])
+    with pytest.raises(SystemExit, match="pip install atheris"):
+        guided.main(["codec"])

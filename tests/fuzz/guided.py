@@ -1,16 +1,22 @@
 """``python -m tests.fuzz.guided codec -max_total_time=60``: bytes that coverage leads.
 
-For where atheris is installed; what follows the target's name is libFuzzer's. The rest of this
-package makes its cases from the protocol's grammar, this here from nothing.
+For where atheris is installed; what follows the target's name is libFuzzer's. It begins with some
+of the messages that the rest of this package makes from the protocol's grammar.
 """
 
 import importlib
 import importlib.util
+import random
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from tests.fuzz import inputs
+
 MESSAGE_LIMIT = 1 << 20
+FIRST_CASES = 1000
 
 
 def codec(data: bytes) -> None:
@@ -46,7 +52,10 @@ def main(arguments: list[str]) -> None:
     with atheris.instrument_imports(include=["broker", "worker_sdk"]):
         importlib.import_module("broker.codec")
         importlib.import_module("worker_sdk.encoding")
-    atheris.Setup([sys.argv[0], *arguments[1:]], TARGETS[arguments[0]])
+    corpus = Path(tempfile.mkdtemp(prefix="pointsman-fuzz-"))
+    for number in range(FIRST_CASES):
+        (corpus / str(number)).write_bytes(inputs.payload(random.Random(number)))
+    atheris.Setup([sys.argv[0], *arguments[1:], str(corpus)], TARGETS[arguments[0]])
     atheris.Fuzz()
 
 

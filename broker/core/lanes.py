@@ -21,9 +21,10 @@ _SWEEP_FROM = 64
 class Lane:
     """The jobs of one type on one channel, and those among them that are ready.
 
-    Ready jobs stand in one queue a priority, first ready first. A job that stops being ready
-    otherwise than by `take` leaves its place in the queue behind: a stale place is known by the
-    job's state, is skipped at the head, and all are swept out when they are the larger half.
+    Ready jobs stand in one queue a priority, first ready first: their `order` never falls along
+    it, which the pools rely on. A job that ends while it is ready leaves its place behind: a stale
+    place is known by the job's state, is skipped at the head, and all are swept out when they are
+    the larger half.
     """
 
     __slots__ = (
@@ -69,8 +70,7 @@ class Lane:
         """Put a job back that had been taken, before all others of its priority."""
         queue = self._queue(job.terms.priority)
         if queue and queue[0].order < job.order:
-            # It had been claimed ahead of them: in their pools' backlog it takes their place, or
-            # else they would be found too late.
+            # It had been claimed ahead of them.
             job.order = queue[0].order
         queue.appendleft(job)
         self._places += 1
@@ -99,8 +99,20 @@ class Lane:
             self.ready -= 1
         return job
 
+    def remove(self, job: Job) -> None:
+        """Take one certain job out. O(n), in C: 10 ms for a million."""
+        priority = job.terms.priority
+        queue = self._queues[priority]
+        queue.remove(job)
+        if not queue:
+            del self._queues[priority]
+            self._ranks.remove(-priority)
+            heapify(self._ranks)
+        self._places -= 1
+        self.ready -= 1
+
     def withdraw(self) -> None:
-        """Count one ready job less: its state has been changed, its place is stale now."""
+        """Count one ready job less: it has ended, its place is stale now."""
         self.ready -= 1
         if self._places > 2 * self.ready + _SWEEP_FROM:
             self._sweep()
@@ -157,11 +169,10 @@ class Lane:
         queues, self._queues = self._queues, {}
         self._places = 0
         for priority, queue in queues.items():
-            # A job that was withdrawn and is ready again may have two places: the first one counts.
-            places = dict.fromkeys(job for job in queue if job.state is READY)
-            if places:
-                self._queues[priority] = deque(places)
-                self._places += len(places)
+            ready = deque([job for job in queue if job.state is READY])
+            if ready:
+                self._queues[priority] = ready
+                self._places += len(ready)
         self._ranks = [-priority for priority in self._queues]
         heapify(self._ranks)
 

@@ -188,7 +188,7 @@ class Life:
 
     def claim(self, job: Job, worker: Worker) -> None:
         """Give a ready job to a worker that asked for this one."""
-        job.terms.lane.withdraw()
+        job.terms.lane.remove(job)
         self.start(job, worker)
 
     def adopt(self, job: Job, worker: Worker) -> None:

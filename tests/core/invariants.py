@@ -97,6 +97,10 @@ def _check_lanes(engine: Engine) -> None:
         assert queued.total() == len(queued) == lane.ready
         assert sum(map(len, lane._queues.values())) == lane._places
         assert sorted(lane._queues) == sorted(-rank for rank in lane._ranks)
+        for queue in lane._queues.values():
+            orders = [job.order for job in queue]
+            assert orders == sorted(orders), "a job whose place and order do not agree"
+            assert len(set(queue)) == len(queue), "a job with two places"
     places = {(job.order, job.terms.lane) for job in life.jobs.values() if job.state is READY}
     assert len(places) == len({order for order, _ in places}), "two lanes with one place"
 

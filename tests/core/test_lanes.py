@@ -77,7 +77,6 @@ def test_job_that_is_retried_stands_at_the_end_again(box: Box) -> None:
 
 
 def test_job_that_was_claimed_and_retried_starts_once(box: Box) -> None:
-    # The claim leaves its place in the queue behind.
     jobs = [box.enqueue(backoff=0) for _ in range(3)]
     worker = box.worker(credit=0)
     for _ in range(3):

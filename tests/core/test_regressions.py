@@ -59,3 +59,23 @@ def test_finish_that_waited_while_the_broker_was_held_up_beats_the_time_out(box:
         box.now += 1.5
 
     assert box.state_of(job) == "finished"
+
+
+def test_job_that_was_claimed_and_failed_holds_up_nobody_that_stands_behind_its_old_place(
+    box: Box,
+) -> None:
+    claimed = box.enqueue("fetch", backoff=1.0)
+    first, second, third = box.enqueue("fetch"), box.enqueue("pack"), box.enqueue("pack")
+    worker = box.worker("fetch", "pack", credit=0)
+    worker.claim(claimed)
+    worker.fail(claimed)
+    box.advance(1.5)
+    worker.got()
+
+    worker.heartbeat(credit=1)
+
+    started = []
+    while got := worker.got():
+        started += got
+        worker.finish(*got)
+    assert started == [first, second, third, claimed]

@@ -168,7 +168,8 @@ class Hoarders:
         if self._posted_bytes > self.limit_bytes:
             # A fast machine could fill much more than that until the next look is due.
             self.due = min(self.due, self._first_due)
-        account = self._accounts.get(identity)
+        # Plain bytes: with keys, an identity is only the same together with its key (see Peer).
+        account = self._accounts.get(bytes(identity))
         if account is not None:
             account.posted_bytes += size_bytes
 

@@ -101,6 +101,8 @@ def _each_once(
     """The dependencies in their normal form; ones named twice, under one condition, once."""
     if type(dependencies) is not list and isinstance(dependencies, _ONE_ITSELF):
         raise TypeError(f"dependencies must be a list of ids, not {dependencies!r} itself")
+    if type(dependencies) is list and len(dependencies) == 1 and type(dependencies[0]) is JobSpec:
+        return (dependencies[0].id,)
     # By number, because the hash and comparison of a UUID are Python code.
     once: dict[int | tuple[int, str], UUID | Dependency] = {}
     for each in dependencies:
@@ -142,21 +144,34 @@ def plan(specs: Sequence[JobSpec], limit_bytes: int) -> list[Batch]:
 
     O(jobs + dependencies). DependencyCycle names the cycle; TooLarge, what exceeds the limit.
     """
-    links = _links(specs)
-    order = range(len(specs)) if links is None else _order(specs, links)
+    linked = any(spec.dependencies for spec in specs)
+    in_order = not linked or _in_order(specs)
     encoded = [spec.encoded() for spec in specs]
     size_bytes = sum(map(len, encoded)) + len(encoded) + ENVELOPE_BYTES
+    if in_order and size_bytes <= limit_bytes:
+        return [Batch([spec.id for spec in specs], encoded)]
+    links = _links(specs) if linked else []
+    order = range(len(specs)) if in_order else _sorted(specs, links)
     if size_bytes <= limit_bytes:
         return [_batch(specs, encoded, order)]
-    groups = ([at] for at in order) if links is None else _components(links, order)
+    groups = _components(links, order) if linked else ([at] for at in order)
     return [_batch(specs, encoded, piece) for piece in _pack(specs, encoded, groups, limit_bytes)]
 
 
-def _links(specs: Sequence[JobSpec]) -> list[tuple[int, ...]] | None:
-    """For each job the positions of its dependencies among ``specs``; None if there are none."""
-    if not any(spec.dependencies for spec in specs):
-        return None
+def _in_order(specs: Sequence[JobSpec]) -> bool:
+    """Whether every dependency among ``specs`` stands before its dependents, as most give them."""
     # Numbers, because the hash and comparison of a UUID are Python code.
+    to_come = {spec.id.int for spec in specs}
+    for spec in specs:
+        for each in spec.dependencies:
+            if (each.id if type(each) is Dependency else each).int in to_come:  # type: ignore[union-attr]
+                return False
+        to_come.discard(spec.id.int)
+    return True
+
+
+def _links(specs: Sequence[JobSpec]) -> list[tuple[int, ...]]:
+    """For each job the positions of its dependencies among ``specs``."""
     position = {spec.id.int: at for at, spec in enumerate(specs)}
     return [
         tuple(
@@ -171,10 +186,8 @@ def _links(specs: Sequence[JobSpec]) -> list[tuple[int, ...]] | None:
     ]
 
 
-def _order(specs: Sequence[JobSpec], links: Sequence[tuple[int, ...]]) -> Sequence[int]:
-    """Positions so that dependencies come first: as given, if that is such an order already."""
-    if all(at < own for own, dependencies in enumerate(links) for at in dependencies):
-        return range(len(links))
+def _sorted(specs: Sequence[JobSpec], links: Sequence[tuple[int, ...]]) -> Sequence[int]:
+    """Positions so that dependencies come first; DependencyCycle if there is no such order."""
     try:
         return tuple(TopologicalSorter(dict(enumerate(links))).static_order())
     except CycleError as error:

@@ -37,6 +37,9 @@ _RECEIVED_BYTES_MOST = 32 * 1024**2  # and their size; one more message may exce
 _ANSWERED_BYTES_MOST = 32 * 1024**2  # the size of answers in one turn, likewise
 _LATER_MOST = 10_000  # answers that wait for a later turn
 _LINGER_MS = 1000  # for what is still to be sent when the broker leaves
+# How long the connections stay after that: what a worker's socket has received and nobody has read
+# yet is dropped by libzmq when the connection ends (ZMQ_IMMEDIATE).
+_LAST_WORDS_S = 0.1
 
 
 class Server:
@@ -59,6 +62,7 @@ class Server:
         self._undelivered: list[Command] = []
         # What is to be answered in a later turn, since this one's answers are large already.
         self._later: deque[tuple[Origin, Message]] = deque()
+        # The size of all that was sent in the last turn.
         self._answered_bytes = 0
         # How often what was wrong with what came in or went out: code or cause -> times.
         self.faults: Counter[str] = Counter()
@@ -103,6 +107,8 @@ class Server:
                     self._store.commit(effects.writes)
                 self._send(effects, refusals)
                 self._hoarders.look(time.monotonic())
+            if self._answered_bytes and not self._leave_asked:
+                time.sleep(_LAST_WORDS_S)
         finally:
             self._watch.close()
             self._context.destroy(linger=_LINGER_MS)

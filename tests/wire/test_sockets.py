@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import zmq
 
+from broker.config import Config
 from broker.core.lanes import Lane
 from broker.local import LocalBroker
+from broker.server import Server
+from broker.store.memory import MemoryStore
 from tests.wire.conftest import Connect
 from tests.wire.peer import Peer, becomes, job, run_one
 
@@ -285,3 +288,34 @@ def test_broker_that_has_left_keeps_no_job_in_memory() -> None:
 
     lanes = [each for each in gc.get_objects() if isinstance(each, Lane)]
     assert "left-behind" not in [lane.type for lane in lanes]
+
+
+def test_after_a_drain_the_last_answer_can_be_read_before_the_connection_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.server._LAST_WORDS_S", 1.0)
+    server = Server(Config(bind=("tcp://127.0.0.1:*",), drain=60.0), MemoryStore())
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    id = "00000000-0000-7000-8000-00000000000a"
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.setsockopt(zmq.RCVTIMEO, 10_000)
+        ends = dealer.get_monitor_socket(zmq.Event.DISCONNECTED)
+        dealer.connect(server.endpoints[0])
+
+        def ask(request: dict[str, object]) -> dict[str, object]:
+            dealer.send_multipart([b"", b"PM1", json.dumps(request).encode()])
+            answer: dict[str, object] = json.loads(dealer.recv_multipart()[-1])
+            return answer
+
+        assert ask({"op": "enqueue", "jobs": [{"id": id, "type": "t"}]})["op"] == "ok"
+        assert ask({"op": "hello", "types": ["t"]})["op"] == "welcome"
+        assert json.loads(dealer.recv_multipart()[-1])["op"] == "jobs"
+        server.drain()
+        assert ask({"op": "finish", "req": 1, "jobs": [[id, 1, None]]})["op"] == "ok"
+        ended_at_once = ends.poll(200)
+        dealer.disable_monitor()
+        ends.close(linger=0)
+    thread.join()
+
+    assert not ended_at_once

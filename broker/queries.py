@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -31,7 +31,8 @@ from worker_sdk.messages import (
     Wait,
 )
 
-_decode_dependencies = msgspec.json.Decoder(tuple[str | Dependency, ...]).decode
+_Dependencies = tuple[str | Dependency, ...]
+_decode_dependencies = msgspec.json.Decoder(_Dependencies).decode
 _encode = msgspec.json.Encoder().encode
 _SCANNED_MOST = 10_000  # jobs looked at for one page, whether or not they match
 _SCANNED_AT_A_TIME = 1_000
@@ -40,6 +41,17 @@ _PAGE_FULL_BYTES = 4 * 1_048_576
 
 Sees = Callable[[str, str], bool]
 """Whether the jobs of a channel and type are there, for whoever asks."""
+
+
+class _Edges(NamedTuple):
+    """What a job depends on, as its worker is told."""
+
+    ids: tuple[str, ...]
+    inputs: dict[str, Raw] | None
+    left_out: bool
+    """Whether the results are too large to be sent along."""
+    size: int
+    """About how many bytes both take in a message."""
 
 
 class Queries:
@@ -96,34 +108,45 @@ class Queries:
         jobs: list[Job] = []
         assignments: list[Assignment] = []
         size = 0
-        # Looked up once for all jobs of the message: many may depend on the same one.
+        # What jobs of the message depend on, and its results, looked up once: many may depend on
+        # the same jobs.
+        known: dict[tuple[_Dependencies, bool], _Edges] = {}
         results: dict[str, bytes] = {}
         for job in dispatch.jobs:
-            assignment = self._assignment(job, results)
-            jobs.append(job)
-            assignments.append(assignment)
+            terms = job.terms
+            lane = terms.lane
+            assignment = Assignment(job.id, job.attempt, lane.type, Raw(job.args), lane.channel)
+            assignment.timeout = terms.timeout
             size += len(job.args)
             if job.dependencies:
-                size += _size_of_edges(assignment)
+                key = job.dependencies, terms.inputs
+                edges = known.get(key)
+                if edges is None:
+                    edges = known[key] = self._edges(job, results)
+                size += edges.size
+                assignment.dependencies = edges.ids
+                assignment.inputs = edges.inputs
+                assignment.inputs_left_out = edges.left_out
+            jobs.append(job)
+            assignments.append(assignment)
             if size >= _FULL_FROM_BYTES:
                 yield Jobs(tuple(assignments), req=dispatch.req), jobs
                 jobs, assignments, size = [], [], 0
+                known.clear()
                 results.clear()
         if jobs:
             yield Jobs(tuple(assignments), req=dispatch.req), jobs
 
-    def _assignment(self, job: Job, results: dict[str, bytes]) -> Assignment:
-        lane = job.terms.lane
-        assignment = Assignment(job.id, job.attempt, lane.type, Raw(job.args), lane.channel)
-        assignment.timeout = job.terms.timeout
-        if job.dependencies:
-            ids = tuple([name_of(dependency) for dependency in job.dependencies])
-            assignment.dependencies = ids
-            if job.terms.inputs:
-                inputs, complete = self._results(ids, self.inputs_limit, results)
-                assignment.inputs = inputs if complete else None
-                assignment.inputs_left_out = not complete
-        return assignment
+    def _edges(self, job: Job, results: dict[str, bytes]) -> _Edges:
+        ids = tuple([name_of(dependency) for dependency in job.dependencies])
+        size = 40 * len(ids)
+        if not job.terms.inputs:
+            return _Edges(ids, None, False, size)
+        inputs, complete = self._results(ids, self.inputs_limit, results)
+        if not complete:
+            return _Edges(ids, None, True, size)
+        size += sum([40 + len(result) for result in inputs.values()])
+        return _Edges(ids, inputs, False, size)
 
     def _some_results(self, ids: Sequence[str]) -> dict[str, Raw]:
         """Give results of `ids` from the first on, as many as one answer takes."""
@@ -138,8 +161,6 @@ class Queries:
         `known` has results that were looked up before, and gets those that are now.
         """
         found: dict[str, Raw] = {}
-        if len(ids) == 1 and (result := known.get(ids[0])) is not None:
-            return {ids[0]: Raw(result)}, len(result) + len(ids[0]) <= limit_bytes
         size = 0
         for start in range(0, len(ids), _SCANNED_AT_A_TIME):
             some = ids[start : start + _SCANNED_AT_A_TIME]
@@ -269,13 +290,6 @@ def _size_of_info(info: JobInfo) -> int:
     """Give about how many bytes a job takes in an answer."""
     result = 0 if info.result is UNSET else len(info.result)
     return result + len(info.error or "") + 40 * len(info.dependencies) + 400
-
-
-def _size_of_edges(assignment: Assignment) -> int:
-    """Give about how many bytes dependencies and their results take in a message."""
-    inputs = assignment.inputs
-    size = 40 * len(assignment.dependencies)
-    return size + sum([40 + len(each) for each in inputs.values()]) if inputs else size
 
 
 def _place(after: str | None) -> tuple[str, int | None]:

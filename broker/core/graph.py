@@ -116,6 +116,17 @@ class Graph:
             elif count:
                 del held[id]
 
+    def settle_one(self, job: Job, dependent: Job) -> bool:
+        """Do as `settle` for a finished job with one dependent alone; say whether that waits for
+        nothing any more.
+        """
+        job.dependents = None
+        if dependent.outcome is not None:
+            return False
+        self._held[job.id] = 1
+        dependent.waiting -= 1
+        return not dependent.waiting
+
     def settle(self, job: Job) -> tuple[list[Job], list[Job]]:
         """Tell the dependents of a job that has just ended.
 

@@ -101,7 +101,8 @@ class Intake:
         missing: list[str] = []
         for job in fresh.values():
             if job.dependencies:
-                job.dependencies = each_once(job.dependencies)
+                if len(job.dependencies) > 1 or type(job.dependencies[0]) is not str:
+                    job.dependencies = each_once(job.dependencies)
                 for dependency in job.dependencies:
                     id = dependency if type(dependency) is str else name_of(dependency)
                     if (id in seen and id not in doomed) or id in live:

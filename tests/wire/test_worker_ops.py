@@ -7,7 +7,7 @@ import pytest
 from broker import __version__
 from broker.local import LocalBroker
 from tests.wire.conftest import Connect
-from tests.wire.peer import Peer, becomes, ids_of, new_id, run_one
+from tests.wire.peer import Peer, becomes, ids_of, job, new_id, run_one
 
 NOBODY = "0198c2f0-8a00-7000-8000-ffffffffffff"
 
@@ -283,6 +283,43 @@ def test_claim_gives_one_certain_job_or_says_why_not(client: Peer, worker: Peer)
         assert (error["code"], error["ids"]) == (code, [id])
     worker.ok("finish", jobs=[[wanted, 1, None]])
     assert worker.error("claim", id=wanted)["code"] == "not_ready"
+
+
+def test_jobs_with_the_same_dependencies_have_inputs_each_as_it_wants(connect: Connect) -> None:
+    client, worker = connect(), connect()
+    root = client.enqueue()
+    # A condition that is spelled out is the same as none.
+    spelled_out = [{"id": root, "condition": "finished"}]
+    jobs = [
+        job(dependencies=[root]),
+        job(dependencies=[root], inputs=False),
+        job(dependencies=spelled_out),
+        job(dependencies=[root]),
+    ]
+    client.ok("enqueue", jobs=jobs)
+    worker.hello(credit=10)
+    worker.finish(worker.next_job(), {"n": 1})
+
+    got = worker.next_jobs()
+
+    assert [one["id"] for one in got] == [one["id"] for one in jobs]
+    assert [one["dependencies"] for one in got] == [[root]] * 4
+    with_result = {root: {"n": 1}}
+    assert [one.get("inputs") for one in got] == [with_result, None, with_result, with_result]
+
+
+def test_a_lone_dependency_that_fails_cancels_whether_its_condition_is_spelled_out_or_not(
+    connect: Connect,
+) -> None:
+    client, worker = connect(), connect()
+    root = client.enqueue(max_attempts=1)
+    child = client.enqueue(dependencies=[{"id": root, "condition": "finished"}])
+    worker.hello()
+    one = worker.next_job()
+
+    worker.ok("fail", jobs=[{"id": root, "attempt": one["attempt"], "error": "no"}])
+
+    assert client.state(child) == "canceled"
 
 
 def test_inputs_that_are_too_large_are_asked_for(connect: Connect) -> None:

@@ -156,7 +156,12 @@ class BrokerHost:
             EAGAIN=zmq.EAGAIN,
             EHOSTUNREACH=zmq.EHOSTUNREACH,
         )
-        clock = SimpleNamespace(monotonic=lambda: world.now, time=lambda: world.wall)
+        clock = SimpleNamespace(
+            monotonic=lambda: world.now,
+            time=lambda: world.wall,
+            # Before it leaves: the connections of this world need no such pause.
+            sleep=lambda seconds: None,
+        )
         system = SimpleNamespace(urandom=lambda size: world.plan.seed.to_bytes(size, "big"))
         outside: dict[str, Any] = {
             "zmq": fake_zmq,

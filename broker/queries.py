@@ -11,14 +11,13 @@ from msgspec import UNSET, Raw
 from broker.core.dispatch import Dispatch
 from broker.core.engine import Engine
 from broker.core.graph import name_of
-from broker.core.job import CANCELED, SCHEDULED, STATE_NAMES, Job
-from broker.core.records import Record
+from broker.core.job import CANCELED, SCHEDULED, STATE_NAMES, Dependencies, Job
+from broker.core.records import Record, decode_dependencies
 from broker.core.refusal import Refused, not_exist
 from broker.core.terms import decode_terms
 from broker.store.base import Store
 from worker_sdk.messages import (
     Assignment,
-    Dependency,
     Error,
     Inputs,
     JobInfo,
@@ -31,8 +30,6 @@ from worker_sdk.messages import (
     Wait,
 )
 
-_Dependencies = tuple[str | Dependency, ...]
-_decode_dependencies = msgspec.json.Decoder(_Dependencies).decode
 _encode = msgspec.json.Encoder().encode
 _SCANNED_MOST = 10_000  # jobs looked at for one page, whether or not they match
 _SCANNED_AT_A_TIME = 1_000
@@ -110,7 +107,7 @@ class Queries:
         size = 0
         # What jobs of the message depend on, and its results, looked up once: many may depend on
         # the same jobs.
-        known: dict[tuple[_Dependencies, bool], _Edges] = {}
+        known: dict[tuple[Dependencies, bool], _Edges] = {}
         results: dict[str, bytes] = {}
         for job in dispatch.jobs:
             terms = job.terms
@@ -356,7 +353,7 @@ def info_of_ended(record: Record) -> JobInfo:
         finished=None if canceled else record.ended,
         canceled=canceled,
         ended=record.ended,
-        dependencies=_decode_dependencies(record.dependencies),
+        dependencies=decode_dependencies(record.dependencies),
         result=UNSET if record.result is None else Raw(record.result),
         error=record.error,
         reason=record.reason,

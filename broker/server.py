@@ -37,8 +37,8 @@ _RECEIVED_BYTES_MOST = 32 * 1024**2  # and their size; one more message may exce
 _ANSWERED_BYTES_MOST = 32 * 1024**2  # the size of answers in one turn, likewise
 _LATER_MOST = 10_000  # answers that wait for a later turn
 _LINGER_MS = 1000  # for what is still to be sent when the broker leaves
-# How long the connections stay after that: what a worker's socket has received and nobody has read
-# yet is dropped by libzmq when the connection ends (ZMQ_IMMEDIATE).
+# How long connections stay after the last answer of a drain: what a worker's socket has received
+# and nobody has read yet is dropped by libzmq when the connection ends (ZMQ_IMMEDIATE).
 _LAST_WORDS_S = 0.1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from broker.core.job import FINISHED, Job
+from broker.core.job import FINISHED, Dependencies, Job
 from worker_sdk.messages import Dependency
 
 _SWEEP_FROM = 16
@@ -22,7 +22,7 @@ def condition_holds(dependency: str | Dependency, state: int) -> bool:
     )
 
 
-def each_once(dependencies: tuple[str | Dependency, ...]) -> tuple[str | Dependency, ...]:
+def each_once(dependencies: Dependencies) -> Dependencies:
     """Give the dependencies without repetition; of two conditions the stricter one counts."""
     if not dependencies or (len(dependencies) == 1 and isinstance(dependencies[0], str)):
         return dependencies

@@ -6,18 +6,13 @@ from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
 from itertools import chain
 
-import msgspec
-
 from broker.core.graph import condition_holds, name_of
 from broker.core.job import CANCELED, FINISHED, RUNNING, STATE_NAMES, Job, Run
 from broker.core.life import Life
 from broker.core.limits import Limits
-from broker.core.records import Archive, Record, record_of
+from broker.core.records import Archive, Record, decode_dependencies, record_of
 from broker.core.refusal import Refused, listed, not_exist
-from worker_sdk.messages import Dependency
 
-_Dependencies = tuple[str | Dependency, ...]
-_decode_dependencies = msgspec.json.Decoder(_Dependencies).decode
 _PRUNED_AT_A_TIME = 1000
 
 
@@ -110,7 +105,7 @@ class History:
         # Not the order of seq: a job that was retried before has one higher than its dependents'.
         sorter: TopologicalSorter[str] = TopologicalSorter()
         for record in sorted(candidates.values(), key=lambda record: record.seq):
-            dependencies = map(name_of, _decode_dependencies(record.dependencies))
+            dependencies = map(name_of, decode_dependencies(record.dependencies))
             sorter.add(record.id, *[id for id in dependencies if id in candidates])
         revived: dict[str, Record] = {}
         for id in sorter.static_order():
@@ -141,7 +136,7 @@ class History:
 
     def _obstacle(self, record: Record, revived: dict[str, Record]) -> str | None:
         """Say which dependency keeps an ended job from running, if one does."""
-        dependencies = {name_of(one): one for one in _decode_dependencies(record.dependencies)}
+        dependencies = {name_of(one): one for one in decode_dependencies(record.dependencies)}
         elsewhere = [id for id in dependencies if id not in revived and id not in self._life.jobs]
         ended = self.find(elsewhere)
         for id in elsewhere:
@@ -156,7 +151,7 @@ class History:
         self._remove(record.id)
         life = self._life
         terms = life.lanes.get(record.channel, record.type).terms_from_store(record.terms)
-        dependencies = _decode_dependencies(record.dependencies)
+        dependencies = decode_dependencies(record.dependencies)
         job = Job(record.id, life.tick(), terms, record.args, dependencies, life.wall)
         job.attempt = job.spared = record.attempt
         life.admit(job, delayed=False)
@@ -182,7 +177,7 @@ def restore(life: Life, record: Record) -> None:
     """Make a live job of what the store kept of it, at the start of the broker."""
     terms = life.lanes.get(record.channel, record.type).terms_from_store(record.terms)
     plain = record.dependencies == b"[]"
-    dependencies = () if plain else _decode_dependencies(record.dependencies)
+    dependencies = () if plain else decode_dependencies(record.dependencies)
     job = Job(record.id, record.seq, terms, record.args, dependencies, record.queued)
     job.attempt = record.attempt
     job.spared = record.spared

@@ -10,12 +10,11 @@ from broker.core.job import CANCELED, Job, Outcome
 from broker.core.life import Life
 from broker.core.limits import Limits
 from broker.core.nesting import FLAT_BYTES, LEVELS_MOST, is_too_deep
-from broker.core.records import Record
+from broker.core.records import Record, decode_dependencies
 from broker.core.refusal import Refused, listed
 from broker.core.terms import encode_terms
-from worker_sdk.messages import Dependency, Enqueue, NewJob
+from worker_sdk.messages import Enqueue, NewJob
 
-_Dependencies = tuple[str | Dependency, ...]
 _EXPLAINED_MOST = 5
 
 
@@ -101,8 +100,7 @@ class Intake:
         missing: list[str] = []
         for job in fresh.values():
             if job.dependencies:
-                if len(job.dependencies) > 1 or type(job.dependencies[0]) is not str:
-                    job.dependencies = each_once(job.dependencies)
+                job.dependencies = each_once(job.dependencies)
                 for dependency in job.dependencies:
                     id = dependency if type(dependency) is str else name_of(dependency)
                     if (id in seen and id not in doomed) or id in live:
@@ -159,7 +157,7 @@ class Intake:
             there.channel == spec.channel
             and there.type == spec.type
             and self._same_json(there.args, bytes(spec.args))
-            and msgspec.json.decode(there.dependencies, type=_Dependencies) == dependencies
+            and decode_dependencies(there.dependencies) == dependencies
             and encode_terms(spec) == there.terms
         )
 

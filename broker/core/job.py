@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from broker.core.workers import Worker
 
 
+Dependencies = tuple[str | Dependency, ...]
+"""What a job depends on; a bare id means the condition `finished`."""
+
+
 class State(IntEnum):
     """Where a job is in its life; the three last ones end it."""
 
@@ -106,8 +110,8 @@ class Job(Struct, eq=False, gc=False):
     terms: Terms
     args: bytes
     """JSON"""
-    dependencies: tuple[str | Dependency, ...]
-    """As enqueued, each once; a bare id means the condition `finished`."""
+    dependencies: Dependencies
+    """As enqueued, each once."""
     queued: float
     """Seconds since the epoch."""
     state: State = BLOCKED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections import deque
 from functools import partial
 
 from broker.core.graph import Graph
@@ -277,13 +276,13 @@ class Life:
         if dependents is None:
             return
         if state is FINISHED and type(dependents) is Job:
-            # Each but the last step of a chain, and each but the first of a fan: 1 us less so.
+            # Each but the last step of a chain, and the children of a fan: 0.4 us less so, which
+            # is 3 % of a fan's time.
             if self.graph.settle_one(job, dependents):
                 self._place(dependents)
             return
-        ended = deque((job,))
-        while ended:
-            one = ended.popleft()
+        ended = [job]
+        for one in ended:  # which grows as others are canceled with it
             free, doomed = self.graph.settle(one)
             for other in free:
                 self._place(other)

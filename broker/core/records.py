@@ -8,9 +8,12 @@ from typing import Protocol
 
 import msgspec
 
-from broker.core.job import Job
+from broker.core.job import Dependencies, Job
 
 _encode = msgspec.json.Encoder().encode
+
+decode_dependencies = msgspec.json.Decoder(Dependencies).decode
+"""Give a Record's dependencies as a Job has them."""
 
 
 class Record(msgspec.Struct, gc=False):

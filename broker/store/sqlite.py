@@ -10,7 +10,7 @@ import msgspec
 
 from broker.core.graph import name_of
 from broker.core.job import Job
-from broker.core.records import Record, Writes
+from broker.core.records import Record, Writes, decode_dependencies
 from broker.store.attempts import Attempts
 from broker.store.base import StoreError
 from broker.store.blocks import Blocks
@@ -26,10 +26,8 @@ from broker.store.rows import (
     moved_block,
 )
 from broker.store.schema import explain, open_file
-from worker_sdk.messages import Dependency
 
 _encode = msgspec.json.Encoder().encode
-_decode_dependencies = msgspec.json.Decoder(tuple[str | Dependency, ...]).decode
 
 _FIND_ONE = "SELECT id, place FROM places WHERE id = ?"
 _FIND_MANY = "SELECT id, place FROM places WHERE id IN (SELECT value FROM json_each(?))"
@@ -176,7 +174,7 @@ class SqliteStore:
                 self._ended.append([moved_block(kinds[row.kind], row)])
                 db.execute(_MOVE_PLACE, (place, row.id))
             elif row.dependencies is not None:
-                ids = [name_of(one) for one in _decode_dependencies(row.dependencies)]
+                ids = [name_of(one) for one in decode_dependencies(row.dependencies)]
                 db.executemany(_DELETE_EDGE, [(id, row.id) for id in ids])
         self._ended.drop(sorted(places.values()))
         db.executemany(_DELETE_PLACE, [(id,) for id in removed])

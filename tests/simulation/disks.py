@@ -8,19 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import msgspec
-
 from broker.core.job import Job, Outcome, Run, State
 from broker.core.lanes import Lanes
-from broker.core.records import Record, Writes, record_of
+from broker.core.records import Record, Writes, decode_dependencies, record_of
 from broker.store.base import Store, StoreError
 from broker.store.memory import MemoryStore
 from broker.store.sqlite import SqliteStore
 from tests.simulation.world import World
-from worker_sdk.messages import Dependency
 
 _SECTOR = 512
-_decode_dependencies = msgspec.json.Decoder(tuple[str | Dependency, ...]).decode
 
 
 class Crash(BaseException):
@@ -214,7 +210,7 @@ def _job(record: Record, lanes: Lanes) -> Job:
         record.seq,
         lanes.get(record.channel, record.type).terms_from_store(record.terms),
         record.args,
-        _decode_dependencies(record.dependencies),
+        decode_dependencies(record.dependencies),
         record.queued,
         State(record.state),
         record.attempt,

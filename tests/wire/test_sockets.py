@@ -295,27 +295,16 @@ def test_after_a_drain_the_last_answer_can_be_read_before_the_connection_ends(
 ) -> None:
     monkeypatch.setattr("broker.server._LAST_WORDS_S", 1.0)
     server = Server(Config(bind=("tcp://127.0.0.1:*",), drain=60.0), MemoryStore())
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    id = "00000000-0000-7000-8000-00000000000a"
-    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
-        dealer.setsockopt(zmq.RCVTIMEO, 10_000)
-        ends = dealer.get_monitor_socket(zmq.Event.DISCONNECTED)
-        dealer.connect(server.endpoints[0])
-
-        def ask(request: dict[str, object]) -> dict[str, object]:
-            dealer.send_multipart([b"", b"PM1", json.dumps(request).encode()])
-            answer: dict[str, object] = json.loads(dealer.recv_multipart()[-1])
-            return answer
-
-        assert ask({"op": "enqueue", "jobs": [{"id": id, "type": "t"}]})["op"] == "ok"
-        assert ask({"op": "hello", "types": ["t"]})["op"] == "welcome"
-        assert json.loads(dealer.recv_multipart()[-1])["op"] == "jobs"
+    with Peer(server.endpoints[0]) as worker:
+        ends = worker.socket.get_monitor_socket(zmq.Event.DISCONNECTED)
+        worker.enqueue()
+        worker.hello()
+        one = worker.next_job()
         server.drain()
-        assert ask({"op": "finish", "req": 1, "jobs": [[id, 1, None]]})["op"] == "ok"
+        worker.finish(one)
         ended_at_once = ends.poll(200)
-        dealer.disable_monitor()
-        ends.close(linger=0)
     thread.join()
 
     assert not ended_at_once

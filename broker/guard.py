@@ -22,7 +22,6 @@ import zmq
 from msgspec import UNSET
 from zmq.utils import z85
 
-from broker.codec import FRAMES_MOST
 from broker.config import Config, ConfigError
 from broker.core.engine import Command, Engine, Expel
 from broker.core.graph import name_of
@@ -191,16 +190,9 @@ class Guard:
             log.warning("key refused", key=key, address=address.decode(errors="replace"))
         return ""
 
-    def receive(self, router: zmq.Socket[bytes], flags: int) -> list[bytes]:
-        """Take the next message, the first frame as a Peer; of far too many frames, the first."""
-        peer = Peer(router.recv(flags))
-        frames: list[bytes] = [peer]
-        while True:
-            frame = router.recv(flags, copy=False)
-            if len(frames) <= FRAMES_MOST:
-                frames.append(frame.bytes)
-            if not frame.more:
-                break
+    def sender(self, identity: bytes, frame: zmq.Frame) -> Peer:
+        """Give who sent a message, by its first frame and its last."""
+        peer = Peer(identity)
         try:
             peer.key = str(frame.get("User-Id"))
             peer.chose_its_id = bool(frame.get("Identity"))
@@ -210,7 +202,7 @@ class Guard:
             peer.key, peer.chose_its_id = "", True
         with contextlib.suppress(zmq.ZMQError):  # not every system tells; cutting off is an extra
             self.heard.note(int(frame.get(zmq.SRCFD)), peer.key)
-        return frames
+        return peer
 
     # ---- requests ----
 

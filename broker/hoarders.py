@@ -28,13 +28,13 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import zmq
 
 from broker.codec import FRAMES_MOST
 from broker.log import get_logger
+from worker_sdk.frames import receive_frame
 
 log = get_logger("hoarders")
 
@@ -57,8 +57,6 @@ _TCP_INFO_BYTES = 152
 _ESTABLISHED = 1
 _COUNTERS = struct.Struct("=QQ")
 _COUNTERS_AT = 120  # tcpi_bytes_acked and tcpi_bytes_received, since Linux 4.1
-
-_RCVMORE = int(zmq.RCVMORE)
 
 
 class _Account:
@@ -92,7 +90,7 @@ class _Hoard:
 
 
 class Hoarders:
-    """Watches over the memory of one ROUTER, and stands in for it where input is received.
+    """Watches over the memory of one ROUTER, whose messages are taken through it.
 
     Used by the loop's thread alone. `limit_bytes` is what unread input and untaken output may take,
     `frame_bytes` the largest frame; `live_bytes` gives how much memory live jobs should take.
@@ -121,46 +119,31 @@ class Hoarders:
         self._posted_bytes = 0
         # What the process takes besides live jobs and hoards, once that is known.
         self._floor_bytes: int | None = None
-        # The connections that were heard, by identity and by descriptor; and whose frame is next.
+        # The connections that were heard, by identity and by descriptor.
         self._accounts: dict[bytes, _Account] = {}
         self._by_fd: dict[int, _Account] = {}
-        self._reading: _Account | None = None
-        self._identity = b""
 
     # ---- what passes through ----
 
-    def recv_multipart(self, flags: int = 0) -> list[bytes]:
-        """Give the next message. Of one with far too many frames, no more than show that."""
+    def receive(self, flags: int) -> tuple[list[bytes], zmq.Frame]:
+        """Give the next message and its last frame; of one with far too many frames, no more of
+        them than show that.
+        """
         router = self._router
-        frames: list[bytes] = [self.recv(flags)]
-        if self._reading is None:
-            frames.append(self.recv(flags, copy=False).bytes)
-        while router.getsockopt(_RCVMORE):
-            frame = router.recv(flags)
+        frames: list[bytes] = []
+        size = 0
+        while True:
+            frame = receive_frame(router, flags, False)
+            size += len(frame) + _OVERHEAD_BYTES
             if len(frames) <= FRAMES_MOST:
-                frames.append(frame)
-            elif self._reading is not None:
-                self._reading.read_bytes += len(frame) + _OVERHEAD_BYTES
-        if self._reading is not None:
-            size = sum(map(len, frames)) + _OVERHEAD_BYTES * len(frames)
-            self._reading.read_bytes += size
-        return frames
-
-    def recv(self, flags: int = 0, copy: bool = True) -> Any:
-        """Give the next frame: the identity with `copy`, those after it without."""
-        if copy:
-            self._identity = self._router.recv(flags)
-            self._reading = self._accounts.get(self._identity)
-            return self._identity
-        frame = self._router.recv(flags, copy=False)
-        if self._reading is None:
-            self._reading = self._open(frame)
-        return frame
-
-    def count(self, frames: Sequence[bytes]) -> None:
-        """Note that a message was read frame by frame."""
-        if self._reading is not None:
-            self._reading.read_bytes += sum(map(len, frames)) + _OVERHEAD_BYTES * len(frames)
+                frames.append(frame.bytes)
+            if not frame.more:
+                break
+        account = self._accounts.get(frames[0])
+        if account is None:
+            account = self._open(frames[0], frame)
+        account.read_bytes += size
+        return frames, frame
 
     def posted(self, identity: bytes, size_bytes: int) -> None:
         """Note that so much was sent to a connection."""
@@ -173,12 +156,12 @@ class Hoarders:
         if account is not None:
             account.posted_bytes += size_bytes
 
-    def _open(self, frame: zmq.Frame) -> _Account:
+    def _open(self, identity: bytes, frame: zmq.Frame) -> _Account:
         try:
             fd = int(frame.get(zmq.SRCFD))
         except zmq.ZMQError:
             fd = -1
-        account = _Account(self._identity, fd, time.monotonic())
+        account = _Account(identity, fd, time.monotonic())
         former = self._by_fd.get(fd)
         if former is not None:
             # Its connection has gone: another one has its descriptor.

@@ -8,7 +8,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import cast
 
 import zmq
 from msgspec import UNSET
@@ -27,7 +26,7 @@ from broker.queries import Queries
 from broker.sockets import bind_router
 from broker.store.base import Store
 from broker.watch import Watch
-from worker_sdk.connection import NOBLOCK, send_frames
+from worker_sdk.frames import NOBLOCK, send_frames
 from worker_sdk.messages import PROTOCOL, Error, Message, Ok
 
 log = get_logger("server")
@@ -161,11 +160,9 @@ class Server:
 
     def _take(self) -> list[bytes]:
         """Take the next message, with the key that it came with if there are keys."""
-        hoarders = self._hoarders
-        if self._guard is None:
-            return hoarders.recv_multipart(NOBLOCK)
-        frames = self._guard.receive(cast("zmq.Socket[bytes]", hoarders), NOBLOCK)
-        hoarders.count(frames)
+        frames, last = self._hoarders.receive(NOBLOCK)
+        if self._guard is not None:
+            frames[0] = self._guard.sender(frames[0], last)
         return frames
 
     def _send(self, effects: Effects, refusals: list[tuple[Origin, Message]]) -> None:

@@ -22,10 +22,11 @@ from uuid import UUID
 import zmq
 
 from worker_sdk import requests
-from worker_sdk.connection import NOBLOCK, MonitoredSocket, chosen_endpoint, send_frames
+from worker_sdk.connection import MonitoredSocket, chosen_endpoint
 from worker_sdk.encoding import ENVELOPE_BYTES
 from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
+from worker_sdk.frames import NOBLOCK, receive_frames, send_frames
 from worker_sdk.graph import AnyJob, Duration, JobSpec
 from worker_sdk.ids import AnyId
 from worker_sdk.keys import AnyPath, chosen_keys
@@ -457,15 +458,14 @@ class AsyncClient:
 
     def _receive_all(self, now: float) -> bool:
         """Take in what has arrived; whether anything had."""
-        receive, take = self._monitored.socket.recv_multipart, self._exchange.receive
         received = False
         while True:
             try:
-                frames = receive(NOBLOCK)
+                frames = receive_frames(self._monitored.socket, NOBLOCK)
             except zmq.Again:
                 return received
             received = True
-            call = take(frames, now)
+            call = self._exchange.receive(frames, now)
             if call is not None:
                 self._settled(call)
 

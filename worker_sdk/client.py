@@ -16,9 +16,10 @@ from uuid import UUID
 import zmq
 
 from worker_sdk import requests
-from worker_sdk.connection import MonitoredSocket, chosen_endpoint, send_frames
+from worker_sdk.connection import MonitoredSocket, chosen_endpoint
 from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
+from worker_sdk.frames import receive_frames, send_frames
 from worker_sdk.graph import AnyJob, Duration, JobSpec
 from worker_sdk.ids import AnyId
 from worker_sdk.keys import AnyPath, Keys, chosen_keys
@@ -405,7 +406,7 @@ class _Connection:
             self._socket.setsockopt(zmq.RCVTIMEO, limit_ms)
             self._receive_ms = limit_ms
         try:
-            frames = self._socket.recv_multipart()
+            frames = receive_frames(self._socket)
         except zmq.Again:
             self._look_at_monitor(call)
             return

@@ -1,7 +1,6 @@
 """The ZeroMQ sockets of the clients, with the options that both need."""
 
 import os
-from collections.abc import Sequence
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -37,21 +36,6 @@ def refusal(event: int, value: int, endpoint: str, keys: Keys | None) -> Denied 
             return Denied(f"the broker at {endpoint} lets in none but keys that it knows")
         return Denied(f"the broker at {endpoint} has no key: it does not prove who it is")
     return None
-
-
-# Plain numbers: with enums, each `|` takes about a microsecond.
-NOBLOCK = int(zmq.NOBLOCK)
-_MORE = int(zmq.SNDMORE)
-
-
-def send_frames(socket: zmq.Socket[bytes], frames: Sequence[bytes], flags: int = 0) -> None:
-    """Do what ``send_multipart`` does, for bytes alone: four frames in 1.9 us instead of 5.4.
-
-    If there is no room for the message, its first frame says so (zmq.Again): it goes as a whole.
-    """
-    for frame in frames[:-1]:
-        socket.send(frame, flags | _MORE)
-    socket.send(frames[-1], flags)
 
 
 class MonitoredSocket:

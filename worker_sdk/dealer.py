@@ -16,17 +16,16 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from worker_sdk.agent import Agent, Link
-from worker_sdk.connection import NOBLOCK, REFUSALS, refusal, send_frames
+from worker_sdk.connection import REFUSALS, refusal
 from worker_sdk.encoding import pack, unpack_worker_event
 from worker_sdk.errors import ProtocolError
+from worker_sdk.frames import NOBLOCK, Inputs, receive_frames, send_frames
 from worker_sdk.keys import Keys
 from worker_sdk.messages import Error
 
 log = logging.getLogger("worker_sdk")
 
 _EVENTS = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED | REFUSALS
-# A plain number: with enums, each `&` takes about a microsecond.
-_POLLIN = int(zmq.POLLIN)
 _UNANSWERED_S = 5.0
 """How long to wait for a welcome before saying in the log that none comes."""
 
@@ -46,6 +45,8 @@ class Dealer:
         except zmq.ZMQError as error:
             self.close(linger_s=0)
             raise ValueError(f"{endpoint!r} is not an endpoint to connect to: {error}") from None
+        self._input = Inputs(self._socket)
+        self._events = Inputs(self._monitor)
         # What wakes a thread that waits for news: readable when `exchange` may have work.
         self._monitor_descriptor = int(self._monitor.fd)
         self.descriptors = (int(self._socket.fd), self._monitor_descriptor)
@@ -84,7 +85,6 @@ class Dealer:
         before the next exchange, as they are silent about what was left.
         """
         agent = self._agent
-        socket = self._socket
         if self._look_at_monitor:
             self._look_at_monitor = False
             self._follow_connection(now)
@@ -92,7 +92,7 @@ class Dealer:
         while True:
             if agent.outbox or self._unsent:
                 self._send()
-            if not _has_input(socket):
+            if not self._input.has_any():
                 if now < agent.next_due():
                     break
                 agent.tick(now)
@@ -122,7 +122,7 @@ class Dealer:
             unsent.popleft()
 
     def _receive(self, now: float) -> None:
-        frames = self._socket.recv_multipart(NOBLOCK)
+        frames = receive_frames(self._socket, NOBLOCK)
         try:
             message = unpack_worker_event(frames)
         except ProtocolError as error:
@@ -134,8 +134,8 @@ class Dealer:
             self._agent.receive(message, now)
 
     def _follow_connection(self, now: float) -> None:
-        while _has_input(self._monitor):
-            message = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+        while self._events.has_any():
+            message = parse_monitor_message(self._monitor.recv_multipart(NOBLOCK))
             event = message["event"]
             refused = refusal(event, message["value"], self.endpoint, self._keys)
             if refused is not None:
@@ -178,7 +178,3 @@ class Dealer:
         self._monitor.close(linger=0)
         self._socket.close(linger=int(linger_s * 1000))
         self._context.term()
-
-
-def _has_input(socket: zmq.Socket[bytes]) -> bool:
-    return bool(int(socket.get(zmq.EVENTS)) & _POLLIN)

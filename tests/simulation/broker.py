@@ -8,7 +8,7 @@ the world goes on.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -170,6 +170,7 @@ class BrokerHost:
             "Engine": WatchedEngine,
             "Watch": lambda *_: _Watch(host),
             "Hoarders": lambda router, *_, **__: _Hoarders(router),
+            "send_frames": lambda router, frames, _: router.send(frames),
             "bind_router": lambda *_: (_Router(host), ["simulated"]),
         }
         there = {name: new for name, new in outside.items() if hasattr(broker.server, name)}
@@ -258,7 +259,10 @@ class _Hoarders:
     limit_bytes = 0
 
     def __init__(self, router: _Router) -> None:
-        self.recv_multipart = router.recv_multipart
+        self._router = router
+
+    def receive(self, flags: int) -> tuple[Frames, None]:
+        return self._router.receive(), None
 
     def posted(self, identity: bytes, size_bytes: int) -> None:
         pass
@@ -270,20 +274,15 @@ class _Hoarders:
 class _Router:
     def __init__(self, host: BrokerHost) -> None:
         self._host = host
-        # The frames of a message that is not complete yet.
-        self._frames: Frames = []
 
-    def recv_multipart(self, flags: int = 0) -> Frames:
+    def receive(self) -> Frames:
         inbox = self._host.network.inbox
         if not inbox:
             raise zmq.Again
         return inbox.popleft()
 
-    def send(self, frame: bytes, flags: int = 0) -> None:
-        self._frames.append(frame)
-        if not flags & zmq.SNDMORE:
-            frames, self._frames = self._frames, []
-            self._host.send(frames)
+    def send(self, frames: Sequence[bytes]) -> None:
+        self._host.send(list(frames))
 
 
 def config_of(world: World) -> Config:

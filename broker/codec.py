@@ -14,9 +14,11 @@ from worker_sdk.messages import PROTOCOL, Enqueue, Error, Message, NewJob, Reque
 FRAMES_MOST = 16
 """How many frames a message may have: the protocol's three, and envelopes around them."""
 
+encode = msgspec.json.Encoder().encode
+"""Gives the JSON frame of a message."""
+
 _REQUESTS = msgspec.json.Decoder(Request)
 _JOB = msgspec.json.Decoder(NewJob)
-_encode = msgspec.json.Encoder().encode
 # What canonical ids are alike in: with their digits made zeros they are all the same.
 _TO_ZERO = bytes.maketrans(b"123456789abcdef", b"0" * 15)
 _ZERO_ID = b"00000000-0000-0000-0000-000000000000"
@@ -36,11 +38,6 @@ class Malformed(Exception):
         super().__init__(error.message)
         self.origin = origin
         self.error = error
-
-
-def encode(message: Message) -> bytes:
-    """Give the JSON frame of a message."""
-    return _encode(message)
 
 
 def decode(frames: Sequence[bytes], message_limit: int) -> tuple[Origin, Message]:

@@ -170,7 +170,7 @@ class Config:
         "how long running jobs may go on after SIGTERM before the broker leaves",
     )
     busy_poll: float = _setting(
-        0.0003,
+        0.0005,
         Duration(0, 0.1),
         "how long the broker waits awake for the next message while messages come in as short a "
         "time; 0 lets it sleep at once",

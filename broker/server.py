@@ -207,7 +207,10 @@ class Server:
         """Send one message; say whether it is on its way. Never blocks: a peer that has gone, or
         does not read, is its own loss.
         """
-        payload = self._encode(message)
+        payload = encode(message)
+        if len(payload) > 2 * self._engine.limits.max_message and isinstance(message, Ok):
+            # Twice the limit of what comes in, so that whatever came in can be shown.
+            payload = self._excuse(message, len(payload))
         try:
             send_frames(self._router, (*origin, PROTOCOL, payload), NOBLOCK)
         except (zmq.Again, zmq.ZMQError) as error:
@@ -221,20 +224,14 @@ class Server:
         self._hoarders.posted(origin[0], len(payload))
         return True
 
-    def _encode(self, message: Message) -> bytes:
-        """Give the JSON of a message; of an answer that is too large, that of one that says so.
-
-        The bound is twice that of what comes in, so that whatever came in can be shown.
-        """
-        payload = encode(message)
-        limit = 2 * self._engine.limits.max_message
-        if len(payload) <= limit or not isinstance(message, Ok):
-            return payload
+    def _excuse(self, message: Ok, size_bytes: int) -> bytes:
+        """Give the JSON of what to say in place of an answer that is too large."""
         self.faults["too_large"] += 1
         if message.jobs is UNSET and message.ids is not UNSET:
             # It was done: better a short answer than one that says no.
             return encode(Ok(req=message.req))
-        text = f"the answer has {len(payload)} bytes, over the limit of {limit}: ask for less"
+        limit = 2 * self._engine.limits.max_message
+        text = f"the answer has {size_bytes} bytes, over the limit of {limit}: ask for less"
         return encode(Error("too_large", text, req=message.req))
 
     # ---- the end, and what other threads may call ----

@@ -163,10 +163,9 @@ def req_of(frames: Sequence[bytes]) -> int | None:
 
 
 def _content(frames: Sequence[bytes]) -> bytes:
-    *envelope, protocol, content = frames if len(frames) >= 2 else (b"", b"", b"")
-    if protocol != PROTOCOL or any(envelope):
+    if len(frames) < 2 or frames[-2] != PROTOCOL or any(frames[:-2]):
         raise ProtocolError(
             f"the answer has not the frames of the protocol {PROTOCOL.decode()}: "
             f"is what answers a Pointsman broker of this version?"
         )
-    return content
+    return frames[-1]

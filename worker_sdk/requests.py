@@ -16,7 +16,7 @@ from worker_sdk.encoding import ENVELOPE_BYTES, decode_value
 from worker_sdk.errors import JobNotExist, PointsmanError, ProtocolError, TooLarge, WaitTimeout
 from worker_sdk.exchange import Call
 from worker_sdk.graph import AnyJob, Batch, Dependency, Duration, JobSpec, as_spec, plan
-from worker_sdk.ids import AnyId, as_texts, as_uuid
+from worker_sdk.ids import AnyId, as_text, as_texts, as_uuid
 from worker_sdk.messages import (
     Backoff,
     Cancel,
@@ -157,7 +157,7 @@ def run(
     message = enqueue_message([encode_one(spec, limit_bytes)], hold_s)
     infos, done = yield Request(message, _read_wait, hold_s=hold_s)
     if done:
-        return job_status.outcome(_in_order(infos, [str(spec.id)])[0])
+        return job_status.outcome(_in_order(infos, (as_text(spec.id),))[0])
     left_s = None if end is None else max(0.0, end - clock())
     infos = yield from _wait_all([spec.id], left_s, clock)
     return job_status.outcome(infos[0])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from broker.core.dispatch import Dispatch, give_out
 from broker.core.history import History, restore
@@ -66,16 +66,15 @@ class Expel:
 Command = tuple[Origin, "Message | Undelivered | Expel"]
 
 
-@dataclass(slots=True)
-class Effects:
+class Effects(Struct, eq=False):
     """What follows from a turn: first commit `writes`, then send the rest, in this order."""
 
     writes: Writes
-    over: list[tuple[Origin, Message]] = field(default_factory=list)
+    over: list[tuple[Origin, Message]] = []
     """Waits that are over, to be answered like `reads`, but first: somebody waits for them."""
-    replies: list[tuple[Origin, Message]] = field(default_factory=list)
-    dispatches: list[Dispatch] = field(default_factory=list)
-    reads: list[tuple[Origin, Message]] = field(default_factory=list)
+    replies: list[tuple[Origin, Message]] = []
+    dispatches: list[Dispatch] = []
+    reads: list[tuple[Origin, Message]] = []
     """Requests that change nothing, to be answered from what is committed."""
 
 
@@ -98,7 +97,7 @@ class Engine:
         self._postponed: list[Command] = []
         # Claims of this turn.
         self._claims: list[tuple[Origin, Claiming]] = []
-        self._effects = Effects(Writes())
+        self._effects = Effects(self.life.writes)
         # Any: each takes the one type it stands beside.
         self._handlers: dict[type, Callable[[Origin, Any], None]] = {
             Enqueue: self._enqueue,
@@ -139,9 +138,8 @@ class Engine:
         `now` is monotonic, `wall` the time since the epoch, both in seconds.
         """
         life = self.life
-        life.now, life.wall = now, wall
         self._history.settle()
-        effects = self._effects = Effects(Writes())
+        effects = self._effects = Effects(life.begin_turn(now, wall))
         for call in life.timers.due(now):
             call()
         if self._postponed:
@@ -164,7 +162,7 @@ class Engine:
         life.stops.clear()
         effects.over.extend(life.waits.over)
         life.waits.over.clear()
-        effects.writes = life.take_writes()
+        life.end_turn()
         life.lanes.sweep()
         return effects
 

@@ -391,16 +391,22 @@ class Life:
 
     # ---- one turn ----
 
-    def take_writes(self) -> Writes:
-        """Hand out what this turn changed, and begin anew."""
-        writes, self.writes = self.writes, Writes()
+    def begin_turn(self, now: float, wall: float) -> Writes:
+        """Set the clock; give what the turn is about to change, to be filled by its end."""
+        self.now, self.wall = now, wall
+        self.writes = Writes()
+        return self.writes
+
+    def end_turn(self) -> None:
+        """Complete what this turn changed."""
+        writes = self.writes
         for job in writes.inserted:
             job.unsaved = False
-        for job in self._touched:
-            job.unsaved = False
-        writes.updated = [job for job in self._touched if job.outcome is None]
-        self._touched.clear()
-        return writes
+        if self._touched:
+            for job in self._touched:
+                job.unsaved = False
+            writes.updated = [job for job in self._touched if job.outcome is None]
+            self._touched.clear()
 
     def _touch(self, job: Job) -> None:
         if not job.unsaved:

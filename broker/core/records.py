@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -44,19 +43,18 @@ class Record(msgspec.Struct, gc=False):
     """Of a running job: its worker's, see Hello."""
 
 
-@dataclass(slots=True)
-class Writes:
+class Writes(msgspec.Struct, eq=False):
     """What one turn of the loop changed, to be committed as one transaction."""
 
-    inserted: list[Job] = field(default_factory=list)
+    inserted: list[Job] = []
     """New live jobs, in the order of `seq` (some may have ended since: then in `ended` too)."""
-    updated: list[Job] = field(default_factory=list)
+    updated: list[Job] = []
     """Live jobs with another state, attempt, spared, due or start; none that is in `inserted`."""
-    ended: list[Job] = field(default_factory=list)
+    ended: list[Job] = []
     """Jobs that ended, with their outcome; live in the store until now, or in `inserted` too."""
-    removed: list[str] = field(default_factory=list)
+    removed: list[str] = []
     """Ended jobs to forget: pruned, deleted, or live again by a retry (then in `inserted` too)."""
-    deferred: list[str] = field(default_factory=list)
+    deferred: list[str] = []
     """Ended jobs to keep for longer, since a live job depends on them: back of the line."""
 
     def __bool__(self) -> bool:

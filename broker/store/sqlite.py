@@ -35,6 +35,7 @@ _DEPENDENTS_OF_ONE = "SELECT dependency, dependent FROM edges WHERE dependency =
 _DEPENDENTS_OF_MANY = (
     "SELECT dependency, dependent FROM edges WHERE dependency IN (SELECT value FROM json_each(?))"
 )
+_HAS_EDGES = "SELECT EXISTS (SELECT 1 FROM edges)"
 _INSERT_EDGE = "INSERT OR IGNORE INTO edges VALUES (?, ?)"
 _DELETE_EDGE = "DELETE FROM edges WHERE dependency = ? AND dependent = ?"
 _INSERT_PLACE = "INSERT INTO places VALUES (?, ?)"
@@ -67,6 +68,8 @@ class SqliteStore:
                 # The highest id of an ended job, of those in the order of time: what is above it
                 # need not be looked up.
                 self._newest_id = self._find_newest_id()
+                # Whether there was ever an edge: most answers ask who depends on a job.
+                (self._has_edges,) = self._db.execute(_HAS_EDGES).fetchone()
         except StoreError:
             self._db.close()
             raise
@@ -149,6 +152,7 @@ class SqliteStore:
             self._attempts.write(marked)
         with_dependencies = [job for job in inserted if job.dependencies]
         if with_dependencies:
+            self._has_edges = True
             self._db.executemany(
                 _INSERT_EDGE,
                 [
@@ -209,17 +213,23 @@ class SqliteStore:
                         yield live_record(row, kinds, attempts.get(row.number))
 
     def find(self, ids: Sequence[str]) -> dict[str, Record]:
-        """Give those of `ids` that are ended jobs."""
+        """Give those of `ids` that are ended jobs. Almost free for new ids."""
+        asked = self._that_may_have_ended(ids)
+        if not asked:
+            return {}
         with self._reading():
-            places = self._places_of(ids)
+            places = self._places_of(asked)
             return {
                 row.id: ended_record(row, kinds) for row, kinds in self._ended_rows(places.values())
             }
 
     def results(self, ids: Sequence[str]) -> dict[str, bytes]:
         """Give the results (JSON) of those of `ids` that are finished jobs."""
+        asked = self._that_may_have_ended(ids)
+        if not asked:
+            return {}
         with self._reading():
-            places = self._places_of(ids)
+            places = self._places_of(asked)
             return {
                 row.id: row.result
                 for row, _ in self._ended_rows(places.values())
@@ -228,7 +238,10 @@ class SqliteStore:
 
     def dependents(self, ids: Sequence[str]) -> dict[str, list[str]]:
         """Give the ids of all committed jobs, live or ended, that depend on each of `ids`."""
+        self._check_usable()
         found: dict[str, list[str]] = {}
+        if not self._has_edges:
+            return found
         with self._reading():
             if len(ids) == 1:
                 rows = self._db.execute(_DEPENDENTS_OF_ONE, (ids[0],))
@@ -287,15 +300,19 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise StoreError(explain(self._path, error)) from error
 
-    def _places_of(self, ids: Sequence[str]) -> dict[str, int]:
-        """Give the places of those of `ids` that are ended jobs. Almost free for new ids."""
+    def _that_may_have_ended(self, ids: Sequence[str]) -> list[str]:
+        """Give those of `ids` of which the file must be asked."""
+        self._check_usable()
+        if not self._ended.size:
+            return []
         newest = self._newest_id
-        asked = [id for id in ids if id <= newest or not is_ordered(id)]
-        if not asked or not self._ended.size:
-            return {}
-        if len(asked) == 1:
-            return dict(self._db.execute(_FIND_ONE, asked))
-        return dict(self._db.execute(_FIND_MANY, (_encode(asked).decode(),)))
+        return [id for id in ids if id <= newest or not is_ordered(id)]
+
+    def _places_of(self, ids: Sequence[str]) -> dict[str, int]:
+        """Give the places of those of `ids` that are ended jobs."""
+        if len(ids) == 1:
+            return dict(self._db.execute(_FIND_ONE, ids))
+        return dict(self._db.execute(_FIND_MANY, (_encode(ids).decode(),)))
 
     def _ended_rows(self, places: Iterable[int]) -> Iterator[tuple[EndedRow, list[Kind]]]:
         for packed, some in self._ended.by_block(places):

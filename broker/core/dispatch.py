@@ -61,12 +61,16 @@ def _serve(life: Life, pool: Pool, served: dict[Worker, None]) -> None:
 def _give_run(life: Life, worker: Worker, lane: Lane) -> None:
     """Give some jobs to one worker, the first of them from `lane`, in the order of its pool."""
     pool = worker.pool
-    for _ in range(pool.run_length(worker, lane)):
-        job = lane.take()
-        if job is None:
+    left = pool.run_length(worker, lane)
+    while left > 0:
+        # One by one where the best of the next may be elsewhere.
+        several = pool.has_several_heads
+        jobs = lane.take(1 if several else left)
+        if not jobs:
             return
-        life.start(job, worker)
-        if pool.has_several_heads:
+        life.start(jobs, worker)
+        left -= len(jobs)
+        if several:
             best = pool.best_lane()
             if best is None:
                 return

@@ -24,7 +24,7 @@ def condition_holds(dependency: str | Dependency, state: int) -> bool:
 
 def each_once(dependencies: Dependencies) -> Dependencies:
     """Give the dependencies without repetition; of two conditions the stricter one counts."""
-    if not dependencies or (len(dependencies) == 1 and isinstance(dependencies[0], str)):
+    if not dependencies or (len(dependencies) == 1 and type(dependencies[0]) is str):
         return dependencies
     by_id: dict[str, str | Dependency] = {}
     for one in dependencies:

@@ -152,7 +152,7 @@ class History:
         life = self._life
         terms = life.lanes.get(record.channel, record.type).terms_from_store(record.terms)
         dependencies = decode_dependencies(record.dependencies)
-        job = Job(record.id, life.tick(), terms, record.args, dependencies, life.wall)
+        job = Job(record.id, 0, terms, record.args, dependencies, life.wall)
         job.attempt = job.spared = record.attempt
         life.admit(job, delayed=False)
 

@@ -6,7 +6,7 @@ import msgspec
 
 from broker.core.graph import condition_holds, each_once, name_of
 from broker.core.history import History
-from broker.core.job import CANCELED, Job, Outcome
+from broker.core.job import CANCELED, Job, Outcome, Terms
 from broker.core.life import Life
 from broker.core.limits import Limits
 from broker.core.nesting import FLAT_BYTES, LEVELS_MOST, is_too_deep
@@ -30,54 +30,83 @@ class Intake:
         as taken in. Gives all their ids.
         """
         life = self._life
-        live, lane_of = life.jobs, life.lanes.get
         ids = tuple([spec.id for spec in request.jobs])
-        unknown = [id for id in ids if id not in live]
-        known = self._history.find(unknown) if unknown else {}
-        fresh: dict[str, Job] = {}
-        conflicts: list[str] = []
-        deep: list[str] = []
-        has_dependencies = False
-        args_bytes = 0
-        for spec in request.jobs:
-            id = spec.id
-            if id in fresh or id in live or id in known:
-                if not self._is_same(spec, fresh.get(id) or live.get(id) or known[id]):
-                    conflicts.append(id)
-                continue
-            terms = lane_of(spec.channel, spec.type).terms(spec)
-            args = bytes(spec.args)
-            args_bytes += len(args)
-            if spec.dependencies:
-                has_dependencies = True
-            if len(args) > FLAT_BYTES and is_too_deep(args):
-                deep.append(id)
-            # Takes a number later: a refused request must leave no trace.
-            fresh[id] = Job(id, 0, terms, args, spec.dependencies, life.wall)
-        try:
-            if conflicts:
-                raise Refused(
-                    "conflict",
-                    f"enqueued before with other content: {listed(conflicts)}",
-                    conflicts,
-                )
-            if deep:
-                text = f"args nested deeper than {LEVELS_MOST} levels: {listed(deep)}"
-                raise Refused("invalid", text, deep)
-            doomed = self._check_dependencies(fresh) if has_dependencies else {}
-            life.check_room(len(fresh), args_bytes, limits)
-        except Refused:
-            for job in fresh.values():
-                life.lanes.may_be_unused(job.terms.lane)
-            raise
+        fresh = self._new_jobs(request, ids)
+        doomed: dict[str, str] = {}
+        has_edges = any(job.dependencies for job in fresh.values())
+        if has_edges and not self._are_all_live(fresh):
+            doomed = self._check_dependencies(fresh)
+        life.check_room(len(fresh), sum([len(job.args) for job in fresh.values()]), limits)
         for job in fresh.values():
-            job.seq = life.tick()
             culprit = doomed.get(job.id) if doomed else None
             if culprit is None:
                 life.admit(job)
             else:
                 self._admit_doomed(job, culprit)
         return ids
+
+    def _new_jobs(self, request: Enqueue, ids: tuple[str, ...]) -> dict[str, Job]:
+        """Give the jobs of `request` that are not there yet, by id; what is there must be the same.
+
+        They take a number later: a refused request must leave no trace.
+        """
+        life = self._life
+        live = life.jobs
+        unknown = [id for id in ids if id not in live]
+        known = self._history.find(unknown) if unknown else {}
+        fresh: dict[str, Job] = {}
+        conflicts: list[str] = []
+        deep: list[str] = []
+        # What was asked for -> the Terms for it: most jobs of a request ask for the same.
+        all_terms: dict[tuple[object, ...], Terms] = {}
+        for spec in request.jobs:
+            id = spec.id
+            if id in fresh or id in live or id in known:
+                if not self._is_same(spec, fresh.get(id) or live.get(id) or known[id]):
+                    conflicts.append(id)
+                continue
+            # With terms_key spelled out: 0.4 us less, of 2.3 for a job in all.
+            key = (
+                spec.type,
+                spec.channel,
+                spec.priority,
+                spec.delay,
+                spec.timeout,
+                spec.expires,
+                spec.max_attempts,
+                spec.backoff,
+                spec.inputs,
+            )
+            terms = all_terms.get(key)
+            if terms is None:
+                terms = all_terms[key] = life.lanes.get(spec.channel, spec.type).terms(spec)
+                life.lanes.may_be_unused(terms.lane)  # should the request be refused
+            args, dependencies = bytes(spec.args), spec.dependencies
+            if len(args) > FLAT_BYTES and is_too_deep(args):
+                deep.append(id)
+            if dependencies:
+                dependencies = each_once(dependencies)
+            fresh[id] = Job(id, 0, terms, args, dependencies, life.wall)
+        if conflicts:
+            text = f"enqueued before with other content: {listed(conflicts)}"
+            raise Refused("conflict", text, conflicts)
+        if deep:
+            text = f"args nested deeper than {LEVELS_MOST} levels: {listed(deep)}"
+            raise Refused("invalid", text, deep)
+        return fresh
+
+    def _are_all_live(self, fresh: dict[str, Job]) -> bool:
+        """Say whether each dependency is live, or stands earlier in the request: then nothing is
+        to be looked up. Other conditions than `finished` are left to the check.
+        """
+        live = self._life.jobs
+        seen: set[str] = set()
+        for job in fresh.values():
+            for dependency in job.dependencies:
+                if dependency not in seen and dependency not in live:
+                    return False
+            seen.add(job.id)
+        return True
 
     def _check_dependencies(self, fresh: dict[str, Job]) -> dict[str, str]:
         """Look up every dependency; give the jobs that one of them dooms, each with the culprit.
@@ -91,7 +120,7 @@ class Intake:
             id
             for job in fresh.values()
             for one in job.dependencies
-            if (id := one if type(one) is str else name_of(one)) not in fresh and id not in live
+            if (id := name_of(one)) not in fresh and id not in live
         }
         ended = self._history.find(sorted(elsewhere)) if elsewhere else {}
         seen: set[str] = set()
@@ -99,22 +128,20 @@ class Intake:
         faults: dict[str, str] = {}
         missing: list[str] = []
         for job in fresh.values():
-            if job.dependencies:
-                job.dependencies = each_once(job.dependencies)
-                for dependency in job.dependencies:
-                    id = dependency if type(dependency) is str else name_of(dependency)
-                    if (id in seen and id not in doomed) or id in live:
-                        continue
-                    if id in doomed:
-                        if not condition_holds(dependency, CANCELED):
-                            doomed.setdefault(job.id, id)
-                    elif id in ended:
-                        if not condition_holds(dependency, ended[id].state):
-                            doomed.setdefault(job.id, id)
-                    elif id not in seen:
-                        faults.setdefault(job.id, self._explain(job.id, id, id in fresh))
-                        if id not in fresh:
-                            missing.append(id)
+            for dependency in job.dependencies:
+                id = name_of(dependency)
+                if (id in seen and id not in doomed) or id in live:
+                    continue
+                if id in doomed:
+                    if not condition_holds(dependency, CANCELED):
+                        doomed.setdefault(job.id, id)
+                elif id in ended:
+                    if not condition_holds(dependency, ended[id].state):
+                        doomed.setdefault(job.id, id)
+                elif id not in seen:
+                    faults.setdefault(job.id, self._explain(job.id, id, id in fresh))
+                    if id not in fresh:
+                        missing.append(id)
             seen.add(job.id)
         if faults:
             message = "; ".join(list(faults.values())[:_EXPLAINED_MOST])

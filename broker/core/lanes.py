@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 from broker.core.job import READY, Job, Terms
-from broker.core.terms import StoredTerms, backoff_of, decode_terms, encode_terms
+from broker.core.terms import StoredTerms, backoff_of, decode_terms, encode_terms, terms_key
 from worker_sdk.messages import NewJob
 
 if TYPE_CHECKING:
@@ -61,14 +61,20 @@ class Lane:
         """Append a job that has become ready; say whether it may be the head now."""
         priority = job.terms.priority
         leads = not self.ready or -priority < self._ranks[0]
-        self._queue(priority).append(job)
+        queue = self._queues.get(priority)
+        if queue is None:
+            queue = self._new_queue(priority)
+        queue.append(job)
         self._places += 1
         self.ready += 1
         return leads
 
     def push_front(self, job: Job) -> bool:
         """Put a job back that had been taken, before all others of its priority."""
-        queue = self._queue(job.terms.priority)
+        priority = job.terms.priority
+        queue = self._queues.get(priority)
+        if queue is None:
+            queue = self._new_queue(priority)
         if queue and queue[0].order < job.order:
             # It had been claimed ahead of them.
             job.order = queue[0].order
@@ -90,14 +96,23 @@ class Lane:
             del self._queues[-heappop(self._ranks)]
         return None
 
-    def take(self) -> Job | None:
-        """Give the job to start next, and take it out; the caller changes its state."""
-        job = self.head()
-        if job is not None:
-            self._queues[-self._ranks[0]].popleft()
-            self._places -= 1
-            self.ready -= 1
-        return job
+    def take(self, most: int) -> list[Job]:
+        """Give the jobs to start next, up to a number, and take them out; the caller changes
+        their state.
+        """
+        taken: list[Job] = []
+        while self._ranks and len(taken) < most:
+            queue = self._queues[-self._ranks[0]]
+            places = len(queue)
+            while queue and len(taken) < most:
+                job = queue.popleft()
+                if job.state is READY:
+                    taken.append(job)
+            self._places -= places - len(queue)
+            if not queue:
+                del self._queues[-heappop(self._ranks)]
+        self.ready -= len(taken)
+        return taken
 
     def remove(self, job: Job) -> None:
         """Take one certain job out. O(n), in C: 10 ms for a million."""
@@ -125,15 +140,7 @@ class Lane:
 
     def terms(self, spec: NewJob | StoredTerms) -> Terms:
         """Give the one Terms record for what `spec` asks for."""
-        key = (
-            spec.priority,
-            spec.delay or 0.0,
-            spec.timeout,
-            spec.expires,
-            spec.max_attempts,
-            spec.backoff,
-            spec.inputs,
-        )
+        key = terms_key(spec)
         terms = self._terms.get(key)
         if terms is None:
             if len(self._terms) >= _TERMS_CACHED_MOST:
@@ -158,11 +165,9 @@ class Lane:
             inputs=spec.inputs,
         )
 
-    def _queue(self, priority: int) -> deque[Job]:
-        queue = self._queues.get(priority)
-        if queue is None:
-            queue = self._queues[priority] = deque()
-            heappush(self._ranks, -priority)
+    def _new_queue(self, priority: int) -> deque[Job]:
+        queue = self._queues[priority] = deque()
+        heappush(self._ranks, -priority)
         return queue
 
     def _sweep(self) -> None:

@@ -81,11 +81,6 @@ class Life:
 
     # ---- into life ----
 
-    def tick(self) -> int:
-        """Give the next number."""
-        self._ticks += 1
-        return self._ticks
-
     def check_room(self, jobs: int, args_bytes: int, limits: Limits) -> None:
         """Refuse if so many jobs, with so much in args, are more than there may be beside those
         that are live.
@@ -102,7 +97,11 @@ class Life:
             )
 
     def admit(self, job: Job, *, delayed: bool = True) -> None:
-        """Take in a new job whose dependencies are live, or ended as its conditions want."""
+        """Take in a new job whose dependencies are live, or ended as its conditions want; it gets
+        the next number.
+        """
+        self._ticks += 1
+        job.seq = self._ticks
         job.unsaved = True
         self.writes.inserted.append(job)
         self.totals["enqueued"] += 1
@@ -138,7 +137,8 @@ class Life:
 
     def _place(self, job: Job) -> None:
         """Let a job go on that waits for no dependency (any more)."""
-        if job.due is not None and job.due > self.wall:
+        due = job.due
+        if due is not None and due > self.wall:
             self._become(job, SCHEDULED)
             self.scheduled += 1
             self._arm(job)
@@ -146,10 +146,13 @@ class Life:
             self._make_ready(job)
 
     def _make_ready(self, job: Job) -> None:
-        self._become(job, READY)
+        assert READY in LEGAL[job.state], (job.id, job.state)
+        job.state = READY
         job.due = None
         # A job that is ready as it comes needs no second number.
-        job.order = job.seq if job.seq == self._ticks else self.tick()
+        if job.seq != self._ticks:
+            self._ticks += 1
+        job.order = self._ticks
         if job.terms.expires is not None and not job.attempt:
             self._arm(job)
         lane = job.terms.lane
@@ -172,23 +175,28 @@ class Life:
 
     # ---- attempts ----
 
-    def start(self, job: Job, worker: Worker) -> None:
-        """Give a job that was taken from its lane to a worker: its next attempt."""
-        self._become(job, RUNNING)
-        job.attempt += 1
-        job.run = Run(worker, self.wall, worker.session)
-        worker.running[job.id] = job
-        worker.outgoing.append(job)
-        self.running += 1
-        self.totals["dispatched"] += 1
-        if job.timer is not None or job.terms.timeout is not None:
-            self._arm(job)
-        self._touch(job)
+    def start(self, jobs: list[Job], worker: Worker) -> None:
+        """Give jobs that were taken from their lanes to a worker: the next attempt of each."""
+        wall, session, running = self.wall, worker.session, worker.running
+        for job in jobs:
+            assert RUNNING in LEGAL[job.state], (job.id, job.state)
+            job.state = RUNNING
+            job.attempt += 1
+            job.run = Run(worker, wall, session)
+            running[job.id] = job
+            if job.timer is not None or job.terms.timeout is not None:
+                self._arm(job)
+            if not job.unsaved:
+                job.unsaved = True
+                self._touched.append(job)
+        worker.outgoing += jobs
+        self.running += len(jobs)
+        self.totals["dispatched"] += len(jobs)
 
     def claim(self, job: Job, worker: Worker) -> None:
         """Give a ready job to a worker that asked for this one."""
         job.terms.lane.remove(job)
-        self.start(job, worker)
+        self.start([job], worker)
 
     def adopt(self, job: Job, worker: Worker) -> None:
         """Let a running attempt go on with (another connection of) its worker."""
@@ -258,8 +266,9 @@ class Life:
 
     def finish(self, job: Job, result: bytes) -> None:
         """Record a running attempt's result."""
-        assert job.run is not None
-        self.end(job, FINISHED, Outcome(self.wall, job.run.started, result=result))
+        run = job.run
+        assert run is not None
+        self.end(job, FINISHED, Outcome(self.wall, run.started, result=result))
 
     def cancel(self, job: Job, reason: str, culprit: str | None = None) -> None:
         """End a live job without a result, and tell its worker if it is running."""
@@ -292,23 +301,27 @@ class Life:
                 ended.append(other)
 
     def _end_one(self, job: Job, state: State, outcome: Outcome) -> None:
-        before = job.state
-        lane = job.terms.lane
-        if before is RUNNING:
-            self._leave_worker(job)
+        # The calls that this spells out took a third of its time.
+        id, before, lane, run = job.id, job.state, job.terms.lane, job.run
+        assert state in LEGAL[before], (id, before, state)
+        job.state = state
+        if run is not None:
+            worker = run.worker
+            if worker is not None:
+                del worker.running[id]
+                self.moved[worker] = None
             job.run = None
             self.running -= 1
         elif before is SCHEDULED:
             self.scheduled -= 1
-        self._become(job, state)
-        if before is READY:
+        elif before is READY:
             lane.withdraw()
         if job.timer is not None:
             self._disarm(job)
         job.outcome = outcome
         job.due = None
-        del self.jobs[job.id]
-        self.just_ended[job.id] = job
+        del self.jobs[id]
+        self.just_ended[id] = job
         self.args_bytes -= len(job.args)
         lane.live -= 1
         if not lane.live:
@@ -317,7 +330,8 @@ class Life:
             self.graph.unlink(job)
         self.totals[STATE_NAMES[state]] += 1
         self.writes.ended.append(job)
-        self.waits.ended(job.id)
+        if id in self.waits.by_job:
+            self.waits.ended(id)
 
     def forget(self) -> None:
         """Let go of all jobs, for good: their records stand outside the garbage collector, which

@@ -24,6 +24,19 @@ _encode_terms = msgspec.json.Encoder().encode
 _DEFAULT_BACKOFF = Backoff()
 
 
+def terms_key(spec: NewJob | StoredTerms) -> tuple[object, ...]:
+    """Give what is the same for two jobs that ask for the same terms."""
+    return (
+        spec.priority,
+        spec.delay or 0.0,
+        spec.timeout,
+        spec.expires,
+        spec.max_attempts,
+        spec.backoff,
+        spec.inputs,
+    )
+
+
 def backoff_of(spec: NewJob | StoredTerms) -> Backoff:
     """Give the back-off that `spec` asks for."""
     if spec.backoff is None:

@@ -31,7 +31,8 @@ class Waits:
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
-        self._by_job: dict[str, dict[_Waiter, None]] = {}
+        # The jobs that somebody waits for, and who.
+        self.by_job: dict[str, dict[_Waiter, None]] = {}
         self._count = 0
         # Waits that are over, to be answered when this turn is committed.
         self.over: list[tuple[Origin, Wait]] = []
@@ -46,13 +47,13 @@ class Waits:
             request.req = Raw(bytes(request.req))
         waiter = _Waiter(origin, request, set(open))
         for id in waiter.open:
-            self._by_job.setdefault(id, {})[waiter] = None
+            self.by_job.setdefault(id, {})[waiter] = None
         waiter.timer = self._timers.set(until, partial(self._give_up, waiter))
         self._count += 1
 
     def ended(self, id: str) -> None:
-        """Take note of the end of a job."""
-        for waiter in self._by_job.pop(id, ()):
+        """Take note of the end of a job that is waited for."""
+        for waiter in self.by_job.pop(id):
             waiter.open.discard(id)
             if not waiter.open:
                 assert waiter.timer is not None
@@ -61,10 +62,10 @@ class Waits:
 
     def _give_up(self, waiter: _Waiter) -> None:
         for id in waiter.open:
-            others = self._by_job[id]
+            others = self.by_job[id]
             del others[waiter]
             if not others:
-                del self._by_job[id]
+                del self.by_job[id]
         self._answer(waiter)
 
     def _answer(self, waiter: _Waiter) -> None:

@@ -64,8 +64,7 @@ class MemoryStore:
         self._live.extend([job.seq for job in live], live)
         for job in inserted:
             if job.dependencies:
-                for dependency in job.dependencies:
-                    self._link(name_of(dependency), job.id)
+                self._link(job)
 
     def _end(self, writes: Writes) -> None:
         seqs = [job.seq for job in writes.ended]
@@ -85,14 +84,18 @@ class MemoryStore:
 
     # ---- dependents ----
 
-    def _link(self, dependency: str, dependent: str) -> None:
-        there = self._dependents.get(dependency)
-        if there is None:
-            self._dependents[dependency] = dependent
-        elif isinstance(there, str):
-            self._dependents[dependency] = {there: None, dependent: None}
-        else:
-            there[dependent] = None
+    def _link(self, job: Job) -> None:
+        """Note that a job depends on others."""
+        dependents, own = self._dependents, job.id
+        for dependency in job.dependencies:
+            id = dependency if type(dependency) is str else name_of(dependency)
+            there = dependents.get(id)
+            if there is None:
+                dependents[id] = own
+            elif isinstance(there, str):
+                dependents[id] = {there: None, own: None}
+            else:
+                there[own] = None
 
     def _forget(self, job: Job) -> None:
         """Forget that a job depended on others; that others depended on it is theirs."""

@@ -26,7 +26,7 @@ def check_empty(engine: Engine) -> None:
     assert not life.jobs
     assert not len(life.lanes), [lane.type for lane in life.lanes]
     assert not life.graph._held
-    assert not life.waits._by_job
+    assert not life.waits.by_job
     assert not len(life.waits)
     assert not crew.workers
     assert not crew.sessions

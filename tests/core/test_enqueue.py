@@ -255,12 +255,14 @@ def test_conflict_refuses_the_whole_request(box: Box) -> None:
 
 
 def test_refused_request_leaves_no_trace_in_the_numbers(box: Box) -> None:
-    before = box.engine.life.tick()
+    before = box.enqueue()
 
     with pytest.raises(Denied):
         box.enqueue(after=[box.new_id()])
 
-    assert box.engine.life.tick() == before + 1
+    after = box.enqueue()
+    jobs = box.engine.life.jobs
+    assert jobs[after].seq == jobs[before].seq + 1
 
 
 # ---- bounds ------------------------------------------------------------------------------------

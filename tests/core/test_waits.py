@@ -121,7 +121,7 @@ def test_many_wait_for_one_job(box: Box) -> None:
     box.cancel(job)
 
     assert [wait.done for wait in waits] == [False, True, True, True]
-    assert not box.engine.life.waits._by_job
+    assert not box.engine.life.waits.by_job
 
 
 def test_wait_and_the_end_in_one_turn_meet_in_either_order(box: Box) -> None:

@@ -293,7 +293,7 @@ def priority_is_ignored() -> AbstractContextManager[object]:
 def the_last_job_that_is_ready_goes_first() -> AbstractContextManager[object]:
     def push(old: Any, self: Any, job: Any) -> bool:
         leads = old(self, job)
-        self._queue(job.terms.priority).rotate(1)
+        self._queues[job.terms.priority].rotate(1)
         return bool(leads)
 
     return _around(Lane, "push", push)
@@ -436,9 +436,9 @@ def a_silent_worker_keeps_its_jobs() -> AbstractContextManager[object]:
 @_planted(27)
 def a_wait_ends_with_the_first_of_its_jobs() -> AbstractContextManager[object]:
     def ended(old: Any, self: Any, id: str) -> None:
-        for waiter in self._by_job.get(id, ()):
+        for waiter in self.by_job.get(id, ()):
             for other in waiter.open - {id}:
-                self._by_job[other].pop(waiter, None)
+                self.by_job[other].pop(waiter, None)
             waiter.open = {id}
         old(self, id)
 

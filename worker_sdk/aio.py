@@ -23,7 +23,7 @@ import zmq
 
 from worker_sdk import requests
 from worker_sdk.connection import MonitoredSocket, chosen_endpoint
-from worker_sdk.encoding import ENVELOPE_BYTES
+from worker_sdk.encoding import ENVELOPE_BYTES, as_list
 from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
 from worker_sdk.frames import NOBLOCK, receive_frames, send_frames
@@ -372,7 +372,7 @@ class AsyncClient:
 
     def _share(self, jobs: builtins.list[_NewJob], now: float) -> None:
         """Put jobs into one message."""
-        message = requests.enqueue_message([job.encoded for job in jobs])
+        message = requests.enqueue_message(as_list([job.encoded for job in jobs]))
         self._exchange.start(message, now, context=_Shared(jobs, self._refusals))
 
     def _share_gathered(self, now: float) -> None:

@@ -5,7 +5,7 @@ trusted to be well-formed: anything else than a message of the protocol is a ``P
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -52,6 +52,22 @@ def encode_value(value: Any, name: str = "$") -> bytes:
     if b"null" in encoded:
         _refuse_non_finite(value, name)
     return encoded
+
+
+def encode_all(values: Sequence[Any]) -> bytes | None:
+    """The values as one JSON list, at a third of the time that each by itself takes; None if one
+    may have to be refused: then each is to be encoded by itself.
+    """
+    try:
+        encoded = _encode(values)
+    except (TypeError, ValueError, NotImplementedError, OverflowError, RecursionError):
+        return None
+    return None if b"null" in encoded else encoded
+
+
+def as_list(encoded: Iterable[bytes]) -> bytes:
+    """Values that are JSON already as one JSON list."""
+    return b"[" + b",".join(encoded) + b"]"
 
 
 def decode_value(raw: Raw | bytes, name: str = "value") -> Any:

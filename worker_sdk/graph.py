@@ -13,7 +13,7 @@ from uuid import UUID
 
 from msgspec import Struct, field
 
-from worker_sdk.encoding import ENVELOPE_BYTES, encode_value
+from worker_sdk.encoding import ENVELOPE_BYTES, as_list, encode_all, encode_value
 from worker_sdk.errors import DependencyCycle, InvalidRequest, TooLarge
 from worker_sdk.ids import AnyId, as_uuid, new_uuid
 from worker_sdk.messages import DEFAULT_CHANNEL, Backoff, Condition
@@ -27,6 +27,8 @@ PIECE_BYTES = 1024 * 1024
 Small enough that the broker commits one while the next is under way; from 256 KiB to 4 MiB it
 makes no difference that can be measured.
 """
+_SMALLEST_JOB_BYTES = 64
+"""No job takes less in a request: its id alone has 36."""
 
 
 class Dependency(Struct, omit_defaults=True):
@@ -134,10 +136,10 @@ def as_spec(job: AnyJob) -> JobSpec:
 
 
 class Batch(Struct):
-    """Jobs that go in one request, in order, each already encoded."""
+    """Jobs that go in one request: their ids in order, and they themselves as a JSON list."""
 
     ids: list[UUID]
-    encoded: list[bytes]
+    jobs: bytes
 
 
 def plan(specs: Sequence[JobSpec], limit_bytes: int) -> list[Batch]:
@@ -145,13 +147,18 @@ def plan(specs: Sequence[JobSpec], limit_bytes: int) -> list[Batch]:
 
     O(jobs + dependencies). DependencyCycle names the cycle; TooLarge, what exceeds the limit.
     """
-    order = range(len(specs)) if _in_order(specs) else _sorted(specs)
+    if not _in_order(specs):
+        specs = _sorted(specs)
+    limit_bytes -= ENVELOPE_BYTES
+    if len(specs) * _SMALLEST_JOB_BYTES <= limit_bytes:
+        together = encode_all(specs)
+        if together is not None and len(together) <= limit_bytes:
+            return [Batch([spec.id for spec in specs], together)]
     encoded = [spec.encoded() for spec in specs]
-    size_bytes = sum(map(len, encoded)) + len(encoded) + ENVELOPE_BYTES
-    if size_bytes <= limit_bytes:
-        return [_batch(specs, encoded, order)]
-    groups = _components(specs, order)
-    return [_batch(specs, encoded, piece) for piece in _pack(specs, encoded, groups, limit_bytes)]
+    if sum(map(len, encoded)) + len(encoded) <= limit_bytes:
+        return [_batch(specs, encoded, range(len(specs)))]
+    pieces = _pack(specs, encoded, _components(specs), limit_bytes)
+    return [_batch(specs, encoded, piece) for piece in pieces]
 
 
 def _number_of(dependency: "AnyId | JobSpec | Dependency") -> int:
@@ -165,8 +172,27 @@ def _number_of(dependency: "AnyId | JobSpec | Dependency") -> int:
 
 def _in_order(specs: Sequence[JobSpec]) -> bool:
     """Whether every dependency among ``specs`` stands before its dependents, as most give them."""
-    if not any(spec.dependencies for spec in specs):
-        return True
+    return _in_order_of_ids(specs) or _in_order_by_search(specs)
+
+
+def _in_order_of_ids(specs: Sequence[JobSpec]) -> bool:
+    """Whether ids grow along ``specs``, as new ones do, and dependencies have lower ones.
+
+    That is seen at a third of the cost of a search, 0.3 us a job.
+    """
+    last = -1
+    for spec in specs:
+        own = spec.id.int
+        if own <= last:
+            return False
+        last = own
+        for each in spec.dependencies:
+            if _number_of(each) >= own:
+                return False
+    return True
+
+
+def _in_order_by_search(specs: Sequence[JobSpec]) -> bool:
     to_come = {spec.id.int for spec in specs}
     for spec in specs:
         for each in spec.dependencies:
@@ -187,10 +213,11 @@ def _links(specs: Sequence[JobSpec]) -> list[tuple[int, ...]]:
     ]
 
 
-def _sorted(specs: Sequence[JobSpec]) -> Sequence[int]:
-    """Positions so that dependencies come first; DependencyCycle if there is no such order."""
+def _sorted(specs: Sequence[JobSpec]) -> list[JobSpec]:
+    """The jobs so that dependencies come first; DependencyCycle if there is no such order."""
     try:
-        return tuple(TopologicalSorter(dict(enumerate(_links(specs)))).static_order())
+        sorter = TopologicalSorter(dict(enumerate(_links(specs))))
+        return [specs[at] for at in sorter.static_order()]
     except CycleError as error:
         circle = [specs[at].id for at in error.args[1]]
         shown = " -> ".join(map(str, circle[:20])) + (" -> …" if len(circle) > 20 else "")
@@ -199,10 +226,10 @@ def _sorted(specs: Sequence[JobSpec]) -> Sequence[int]:
         ) from None
 
 
-def _components(specs: Sequence[JobSpec], order: Iterable[int]) -> Iterator[list[int]]:
-    """What hangs together, each part in the given order."""
+def _components(specs: Sequence[JobSpec]) -> Iterator[list[int]]:
+    """What hangs together: the positions of each part, in order."""
     if not any(spec.dependencies for spec in specs):
-        return ([at] for at in order)
+        return ([at] for at in range(len(specs)))
     parent = list(range(len(specs)))
 
     def root_of(at: int) -> int:
@@ -214,7 +241,7 @@ def _components(specs: Sequence[JobSpec], order: Iterable[int]) -> Iterator[list
         for at in dependencies:
             parent[root_of(at)] = root_of(own)
     groups: dict[int, list[int]] = {}
-    for at in order:
+    for at in range(len(specs)):
         groups.setdefault(root_of(at), []).append(at)
     return iter(groups.values())
 
@@ -227,11 +254,11 @@ def _pack(
 ) -> Iterator[list[int]]:
     """Groups put together until they are a request's worth."""
     piece: list[int] = []
-    piece_bytes = ENVELOPE_BYTES
+    piece_bytes = 0
     aim_bytes = min(PIECE_BYTES, limit_bytes)
     for group in groups:
         group_bytes = sum(len(encoded[at]) + 1 for at in group)
-        if group_bytes + ENVELOPE_BYTES > limit_bytes:
+        if group_bytes > limit_bytes:
             what = (
                 f"job {specs[group[0]].id} ({specs[group[0]].type})"
                 if len(group) == 1
@@ -239,12 +266,12 @@ def _pack(
             )
             raise TooLarge(
                 f"{what} takes {group_bytes:,} bytes and must go in one message, "
-                f"and a message holds at most {limit_bytes:,} bytes",
+                f"and a message holds at most {limit_bytes + ENVELOPE_BYTES:,} bytes",
                 ids=[specs[at].id for at in group[:100]],
             )
         if piece and piece_bytes + group_bytes > aim_bytes:
             yield piece
-            piece, piece_bytes = [], ENVELOPE_BYTES
+            piece, piece_bytes = [], 0
         piece += group
         piece_bytes += group_bytes
     if piece:
@@ -253,4 +280,4 @@ def _pack(
 
 def _batch(specs: Sequence[JobSpec], encoded: Sequence[bytes], positions: Iterable[int]) -> Batch:
     positions = list(positions)
-    return Batch([specs[at].id for at in positions], [encoded[at] for at in positions])
+    return Batch([specs[at].id for at in positions], as_list([encoded[at] for at in positions]))

@@ -12,7 +12,7 @@ from uuid import UUID
 from msgspec import UNSET, Raw, UnsetType
 
 from worker_sdk import status as job_status
-from worker_sdk.encoding import ENVELOPE_BYTES, decode_value
+from worker_sdk.encoding import ENVELOPE_BYTES, as_list, decode_value
 from worker_sdk.errors import JobNotExist, PointsmanError, ProtocolError, TooLarge, WaitTimeout
 from worker_sdk.exchange import Call
 from worker_sdk.graph import AnyJob, Batch, Dependency, Duration, JobSpec, as_spec, plan
@@ -106,10 +106,9 @@ Steps = Generator[Request[Any] | Iterator[Request[Any]], Any, T]
 # ---- enqueue ---------------------------------------------------------------------------------
 
 
-def enqueue_message(encoded: Sequence[bytes], wait_s: float | None = None) -> Enqueue:
-    """An ``enqueue`` of jobs that are encoded already."""
-    jobs = cast(tuple[NewJob, ...], Raw(b"[" + b",".join(encoded) + b"]"))
-    return Enqueue(jobs=jobs, wait=wait_s)
+def enqueue_message(jobs: bytes, wait_s: float | None = None) -> Enqueue:
+    """An ``enqueue`` of jobs that are a JSON list already."""
+    return Enqueue(jobs=cast(tuple[NewJob, ...], Raw(jobs)), wait=wait_s)
 
 
 def encode_one(spec: JobSpec, limit_bytes: int) -> bytes:
@@ -122,7 +121,7 @@ def encode_one(spec: JobSpec, limit_bytes: int) -> bytes:
 
 def enqueue(spec: JobSpec, limit_bytes: int) -> Steps[UUID]:
     """Enqueue one job; its id."""
-    yield Request(enqueue_message([encode_one(spec, limit_bytes)]), _nothing)
+    yield Request(enqueue_message(as_list([encode_one(spec, limit_bytes)])), _nothing)
     return spec.id
 
 
@@ -140,7 +139,7 @@ def enqueue_many(jobs: Iterable[AnyJob], limit_bytes: int) -> Steps[list[UUID]]:
         return read
 
     try:
-        yield (Request(enqueue_message(each.encoded), read_batch(each)) for each in batches)
+        yield (Request(enqueue_message(each.jobs), read_batch(each)) for each in batches)
     except PointsmanError as error:
         if done:
             error.add_note(f"{done} of the {len(specs)} jobs were enqueued all the same")
@@ -154,7 +153,7 @@ def run(
     """Enqueue one job and wait for its result, in one round trip if it ends soon."""
     end = _end(timeout, clock)
     hold_s = _hold(end, clock)
-    message = enqueue_message([encode_one(spec, limit_bytes)], hold_s)
+    message = enqueue_message(as_list([encode_one(spec, limit_bytes)]), hold_s)
     infos, done = yield Request(message, _read_wait, hold_s=hold_s)
     if done:
         return job_status.outcome(_in_order(infos, (as_text(spec.id),))[0])

@@ -2,6 +2,7 @@ import random
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -157,7 +158,7 @@ def test_dependencies_outside_of_the_graph_are_left_to_the_broker() -> None:
 
     (batch,) = plan([JobSpec("a", dependencies=[outside])], NO_LIMIT)
 
-    assert str(outside).encode() in batch.encoded[0]
+    assert str(outside).encode() in batch.jobs
 
 
 def test_cycle_is_named() -> None:
@@ -181,6 +182,26 @@ def test_job_that_depends_on_itself_is_a_cycle() -> None:
         plan([JobSpec("a", id=id, dependencies=[id])], NO_LIMIT)
 
 
+def test_ids_of_the_callers_own_need_not_grow_with_the_order() -> None:
+    late, early = UUID(int=2, version=4), UUID(int=1, version=4)
+    jobs = [JobSpec("a", id=late), JobSpec("b", id=early, dependencies=[late])]
+
+    (batch,) = plan(jobs, NO_LIMIT)
+    (same,) = plan(jobs[::-1], NO_LIMIT)
+
+    assert batch.ids == same.ids == [late, early]
+
+
+@pytest.mark.parametrize("args", [None, "plain", [None], {"a": "null"}])
+def test_jobs_of_a_request_are_those_that_were_given(args: object) -> None:
+    """However they are encoded: together, or one by one if one might have to be refused."""
+    jobs = [JobSpec("a", args), *chain(3)]
+
+    (batch,) = plan(jobs, NO_LIMIT)
+
+    assert batch.jobs == b"[" + b",".join(job.encoded() for job in jobs) + b"]"
+
+
 # ---- size ------------------------------------------------------------------------------------
 
 
@@ -199,7 +220,7 @@ def test_what_does_not_fit_is_split_between_what_hangs_together() -> None:
 
     assert len(batches) > 1
     assert sorted(id for batch in batches for id in batch.ids) == sorted(j.id for j in jobs)
-    assert all(sum(map(len, batch.encoded)) + len(batch.ids) < 20_000 for batch in batches)
+    assert all(len(batch.jobs) < 20_000 for batch in batches)
     of = {job.id: number for number, graph in enumerate(graphs) for job in graph}
     for number, graph in enumerate(graphs):
         (own,) = [b for b in batches if number in {of[id] for id in b.ids}]

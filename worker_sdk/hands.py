@@ -114,7 +114,7 @@ class Hands:
         child: Child | None = None
         job = self._next(rest)
         while job is not None:
-            handler = self._handlers[job.type]
+            handler = self._handlers[job._assignment.type]
             began = monotonic()
             if handler.executor == "thread":
                 verdict = run(handler.function, job)
@@ -169,12 +169,12 @@ class Hands:
         if not ready:
             # Nobody relies on the descriptors now, so the first job found may run at once.
             self._exchange(now, until_ready=self._watcher is None)
-        elif now - self._exchanged > FLUSH_S or not self._workload.is_fleeting(ready[0].type):
+        elif now - self._exchanged > FLUSH_S or ready[0].type not in self._workload.fleeting:
             self._exchange(now)
         assignment = self._pick(now, runs_handlers=True)
         if assignment is None:
             return None
-        if not self._workload.is_fleeting(assignment.type):
+        if assignment.type not in self._workload.fleeting:
             self._call_for_help()
         return self._begin(assignment)
 
@@ -201,10 +201,11 @@ class Hands:
 
     def _end(self, job: Job, verdict: Verdict, seconds: float) -> None:
         assignment = job._assignment
-        self._workload.ended(assignment, seconds, was_canceled=job.canceled)
+        is_canceled = job._stop_reason is not None
+        self._workload.ended(assignment, seconds, is_canceled)
         if self._jobs.get(assignment.id) is job:
             del self._jobs[assignment.id]
-        if job.canceled:
+        if is_canceled:
             pass  # its outcome is void
         elif isinstance(verdict, Succeeded):
             limit_bytes = self._agent.message_limit_bytes

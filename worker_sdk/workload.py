@@ -47,6 +47,8 @@ class Workload:
         self.draining = False
         # The mean time of the handlers of each type, in seconds: quick to rise, slow to fall.
         self._mean_s: dict[str, float] = {}
+        # Types whose jobs are known to be over before another thread would wake.
+        self.fleeting: set[str] = set()
         # How many short jobs ended in a row: as many may be asked for ahead of time.
         self._short_in_a_row = 0
         self._prefetch = 0
@@ -65,10 +67,6 @@ class Workload:
     def has_next(self) -> bool:
         """Whether a job waits and there is a place for it."""
         return bool(self._agent.ready) and self.started < self._concurrency
-
-    def is_fleeting(self, type: str) -> bool:
-        """Whether jobs of this type are known to be over before another thread would wake."""
-        return self._mean_s.get(type, SHORT_S) < FLEETING_S
 
     def take(self, now: float) -> Assignment | None:
         """Start the next job; None if there is none, or no place for it."""
@@ -89,19 +87,19 @@ class Workload:
         self._stuck += 1
         self._is_changed = True
 
-    def ended(self, assignment: Assignment, seconds: float, *, was_canceled: bool = False) -> None:
+    def ended(self, assignment: Assignment, seconds: float, was_canceled: bool = False) -> None:
         """A started job's handler has returned, after so many seconds."""
         self.started -= 1
-        self._stuck -= was_canceled
+        if was_canceled:
+            self._stuck -= 1
         self._is_changed = True
         type = assignment.type
         mean_s = self._mean_s.get(type, seconds)
-        weight = 2 if seconds > mean_s else 8
-        self._mean_s[type] = mean_s + (seconds - mean_s) / weight
-        if seconds < SHORT_S:
-            self._short_in_a_row += 1
-        else:
-            self._short_in_a_row = 0
+        mean_s += (seconds - mean_s) / (2 if seconds > mean_s else 8)
+        self._mean_s[type] = mean_s
+        if (mean_s < FLEETING_S) is not (type in self.fleeting):
+            self.fleeting ^= {type}
+        self._short_in_a_row = self._short_in_a_row + 1 if seconds < SHORT_S else 0
         if type in self._running:
             self._place_is_free(type)
 

@@ -54,6 +54,8 @@ class Intake:
         live = life.jobs
         unknown = [id for id in ids if id not in live]
         known = self._history.find(unknown) if unknown else {}
+        # Seldom: a request that was sent again, or names a job twice.
+        some_are_there = bool(known) or not len(ids) == len(unknown) == len(set(unknown))
         fresh: dict[str, Job] = {}
         conflicts: list[str] = []
         deep: list[str] = []
@@ -61,7 +63,7 @@ class Intake:
         all_terms: dict[tuple[object, ...], Terms] = {}
         for spec in request.jobs:
             id = spec.id
-            if id in fresh or id in live or id in known:
+            if some_are_there and (id in fresh or id in live or id in known):
                 if not self._is_same(spec, fresh.get(id) or live.get(id) or known[id]):
                     conflicts.append(id)
                 continue

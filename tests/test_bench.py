@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from scripts.bench import __main__ as command
-from scripts.bench import graphs, latency, peers, plot, raw, report, throughput
+from scripts.bench import graphs, latency, peers, plot, raw, report, throughput, trip
 from scripts.bench.figures import Figure, at_least, at_most
 from scripts.bench.processes import ChildFailed, CpuMeter, Say, memory_bytes, run, start
 from scripts.bench.setting import Setting, Sizes
@@ -236,6 +236,24 @@ def test_command_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.Mon
     assert done.exit_code == 0
     assert "W3 chain" in (tmp_path / "bench.md").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))["rows"]
+
+
+def test_every_step_of_a_trip_is_seen() -> None:
+    stamps = trip.measure("memory", 3)
+
+    steps = dict(trip.steps(stamps))
+
+    assert len(steps) == len(trip.PATH) - 1 - 3  # the broker's own three come twice
+    assert min(steps.values()) >= 0
+
+
+def test_trips_that_went_another_way_are_left_out() -> None:
+    usual = [(name, float(at)) for at, name in enumerate(trip.PATH)]
+    cut_short = [("client: called", 100.0), ("client: returns", 101.0)]
+
+    took = [took_us for _, took_us in trip.steps(usual + cut_short)]
+
+    assert took == [1e6] * (len(trip.PATH) - 1)
 
 
 def test_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,10 +82,14 @@ class Child:
         self._process.wait()
         self._output.close()
 
+    def ask_to_leave(self) -> None:
+        """Send it SIGTERM."""
+        self._process.terminate()
+
     def stop(self) -> None:
         """Ask it to leave; kill it if it does not."""
         if self._process.poll() is None:
-            self._process.terminate()
+            self.ask_to_leave()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_S)
         self.kill()

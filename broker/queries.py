@@ -139,9 +139,12 @@ class Queries:
         size = 40 * len(ids)
         if not job.terms.inputs:
             return _Edges(ids, None, False, size)
-        if sum([len(id) + 1 for id in job.dependencies if type(id) is str]) > self.inputs_limit:
-            # Each of these has a result of one byte or more: no need to look it up.
-            return _Edges(ids, None, True, size)
+        if job.attempt == 1:
+            # Each plain dependency has a result of one byte or more: no need to look that up. Of
+            # a job that was retried, some may have been forgotten.
+            plain = [len(id) + 1 for id in job.dependencies if type(id) is str]
+            if sum(plain) > self.inputs_limit:
+                return _Edges(ids, None, True, size)
         inputs, complete = self._results(ids, self.inputs_limit, results)
         if not complete:
             return _Edges(ids, None, True, size)

@@ -79,3 +79,19 @@ def test_job_that_was_claimed_and_failed_holds_up_nobody_that_stands_behind_its_
         started += got
         worker.finish(*got)
     assert started == [first, second, third, claimed]
+
+
+def test_results_that_are_gone_are_not_waited_for_whatever_the_bound() -> None:
+    box = Box(inputs_limit=1)
+    part = box.enqueue()
+    whole = box.enqueue(after=[part])
+    worker = box.worker()
+    worker.finish(part)
+    assert worker.held[whole].inputs_left_out
+    worker.fail(whole, retry=False)
+    box.delete(part)
+
+    box.retry(whole)
+
+    got = worker.held[whole]
+    assert (got.inputs, got.inputs_left_out) == ({}, False)

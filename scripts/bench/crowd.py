@@ -158,7 +158,7 @@ class _Crowd:
         self._poll = select.epoll()
         for type in types:
             dealer = context.socket(zmq.DEALER)
-            dealer.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
+            dealer.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
             dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)
             dealer.connect(endpoint)
             descriptor = dealer.fileno()

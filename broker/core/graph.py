@@ -105,16 +105,17 @@ class Graph:
         jobs, held = self._jobs, self._held
         for dependency in job.dependencies:
             id = dependency if type(dependency) is str else name_of(dependency)
-            other = jobs.get(id)
-            if other is not None:
+            count = held.get(id)
+            if count is not None:
+                if count > 1:
+                    held[id] = count - 1
+                else:
+                    del held[id]
+            elif (other := jobs.get(id)) is not None:
                 if other.dependents is job:
                     other.dependents = None
                 elif isinstance(other.dependents, Dependents):
                     other.dependents.forget_one()
-            elif (count := held.get(id, 0)) > 1:
-                held[id] = count - 1
-            elif count:
-                del held[id]
 
     def settle_one(self, job: Job, dependent: Job) -> bool:
         """Do as `settle` for a finished job with one dependent alone; say whether that waits for

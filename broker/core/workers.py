@@ -16,9 +16,9 @@ The first of them is the connection."""
 _NOT_FREE = -1
 _ONE_BY_ONE = 64
 """A credit up to this is taken for jobs that run at a time; what is over it, for jobs that wait."""
-_RUNS_AHEAD = 8
+_RUNS_AHEAD = 4
 """Jobs that are to wait go in runs, of such a part of their number: a message costs as much as 30
-jobs. The SDK has 20 ms of work wait, so a run may keep a worker 2.5 ms longer than its neighbor."""
+jobs. The SDK has 20 ms of work wait, so a run may keep a worker 5 ms longer than its neighbor."""
 
 
 class Worker:

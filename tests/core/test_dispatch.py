@@ -8,7 +8,7 @@ from tests.core.box import Box, BoxWorker
 from tests.core.invariants import check_empty
 from worker_sdk.messages import Jobs
 
-AHEAD = 144
+AHEAD = 104
 """A credit for which a run is 10 jobs."""
 
 
@@ -33,7 +33,7 @@ def test_jobs_go_in_runs_to_workers_that_ask_for_many(box: Box) -> None:
     assert [worker.got() for worker in workers] == [jobs[:10], jobs[10:20], jobs[20:]]
 
 
-@pytest.mark.parametrize("credit", [2, 16, 64, 79])
+@pytest.mark.parametrize("credit", [2, 16, 64, 71])
 def test_jobs_go_one_by_one_to_workers_that_ask_for_fewer(box: Box, credit: int) -> None:
     workers = [box.worker(credit=credit) for _ in range(3)]
 

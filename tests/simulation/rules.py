@@ -406,7 +406,7 @@ class Rules:
                 raise Violation(f"{worker.origin[0]!r} has credit left, and jobs for it wait")
         for worker, job, load in given:
             # Who asks for very many gets some in a row.
-            load -= max(0, (worker.credit - 64) // 8 - 1)
+            load -= max(0, (worker.credit - 64) // 4 - 1)
             lane = (job.spec.channel, job.spec.type)
             for other in free:
                 # One that takes other things too may have had better to do.

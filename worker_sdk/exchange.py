@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, Struct
 
 from worker_sdk.encoding import pack, req_of, unpack_reply
 from worker_sdk.errors import (
@@ -32,44 +32,27 @@ ASSUMED_BYTES_PER_S = 2 * 1024 * 1024
 """A large request is given this much more time: the broker's slowest measured intake, halved."""
 
 
-class Call:
+class Call(Struct, eq=False):
     """A request on its way to its answer. The shell reads it and leaves the changes to Exchange."""
 
-    __slots__ = (
-        "attempts",
-        "busy",
-        "busy_count",
-        "context",
-        "deadline",
-        "due",
-        "frames",
-        "hold_s",
-        "outcome",
-        "patience_s",
-        "req",
-        "sent_at",
-        "size_bytes",
-    )
-
-    def __init__(self, req: int, frames: list[bytes], hold_s: float, context: Any) -> None:
-        self.req = req
-        self.frames = frames
-        self.size_bytes = sum(map(len, frames))
-        # How long the broker may take on purpose, over and above its work (waits).
-        self.hold_s = hold_s
-        # Whatever the shell wants to find again when the call is settled.
-        self.context = context
-        self.attempts = 0
-        self.sent_at = 0.0
-        self.patience_s = 0.0
-        self.deadline = 0.0
-        # When tick must look at the call next; timers with another time are out of date.
-        self.due = 0.0
-        # The newest answer `busy`, and how many there were.
-        self.busy: PointsmanError | None = None
-        self.busy_count = 0
-        # Set once, when the call is settled.
-        self.outcome: Ok | PointsmanError | None = None
+    req: int
+    frames: list[bytes]
+    size_bytes: int
+    hold_s: float
+    """How long the broker may take on purpose, over and above its work (waits)."""
+    context: Any
+    """Whatever the shell wants to find again when the call is settled."""
+    deadline: float
+    attempts: int = 0
+    sent_at: float = 0.0
+    patience_s: float = 0.0
+    due: float = 0.0
+    """When tick must look at the call next; timers with another time are out of date."""
+    busy: PointsmanError | None = None
+    """The newest answer `busy`."""
+    busy_count: int = 0
+    outcome: Ok | PointsmanError | None = None
+    """Set once, when the call is settled."""
 
 
 class Exchange:
@@ -117,10 +100,12 @@ class Exchange:
         """A new call, ready to be sent."""
         self._last_req += 1
         message.req = Raw(b"%d" % self._last_req)
-        call = Call(self._last_req, pack(message), hold_s, context)
+        frames = pack(message)
+        size_bytes = sum(map(len, frames))
+        deadline = now + self.timeout_s
+        call = Call(self._last_req, frames, size_bytes, hold_s, context, deadline)
         self._open[call.req] = call
         self._outbox.append(call)
-        call.deadline = now + self.timeout_s
         self._look_again(call, call.deadline)
         return call
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from broker.core.job import Job
 from broker.core.lanes import Lane
@@ -12,8 +10,7 @@ from broker.core.life import Life
 from broker.core.workers import Origin, Pool, Worker
 
 
-@dataclass(slots=True)
-class Dispatch:
+class Dispatch(Struct, eq=False):
     """Running attempts to send to the worker that got them, as they are after the commit."""
 
     origin: Origin

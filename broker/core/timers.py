@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 
+from msgspec import Struct
 
-class Timer:
+
+class Timer(Struct, eq=False):
     """One wait: what to call, once, when its time has come."""
 
-    __slots__ = ("at", "call")
-
-    def __init__(self, at: float, call: Callable[[], None]) -> None:
-        self.at = at
-        # None once it has fired or was canceled.
-        self.call: Callable[[], None] | None = call
+    at: float
+    call: Callable[[], None] | None
+    """None once it has fired or was canceled."""
 
 
 class Timers:

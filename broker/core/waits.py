@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from broker.core.timers import Timer, Timers
 from broker.core.workers import Origin
 from worker_sdk.messages import Wait
 
 
-class _Waiter:
+class _Waiter(Struct, eq=False):
     """One `wait` that has not been answered."""
 
-    __slots__ = ("open", "origin", "request", "timer")
-
-    def __init__(self, origin: Origin, request: Wait, open: set[str]) -> None:
-        self.origin = origin
-        self.request = request
-        # The jobs that have not ended.
-        self.open = open
-        # The end of its patience.
-        self.timer: Timer | None = None
+    origin: Origin
+    request: Wait
+    open: set[str]
+    """The jobs that have not ended."""
+    timer: Timer | None = None
+    """The end of its patience."""
 
 
 class Waits:

@@ -27,8 +27,8 @@ PIECE_BYTES = 1024 * 1024
 Small enough that the broker commits one while the next is under way; from 256 KiB to 4 MiB it
 makes no difference that can be measured.
 """
-_SMALLEST_JOB_BYTES = 64
-"""No job takes less in a request: its id alone has 36."""
+_SMALLEST_JOB_BYTES = 56
+"""No job takes less in a request: this much is a type of one character, and the id."""
 
 
 class Dependency(Struct, omit_defaults=True):
@@ -172,6 +172,8 @@ def _number_of(dependency: "AnyId | JobSpec | Dependency") -> int:
 
 def _in_order(specs: Sequence[JobSpec]) -> bool:
     """Whether every dependency among ``specs`` stands before its dependents, as most give them."""
+    if not any(spec.dependencies for spec in specs):
+        return True
     return _in_order_of_ids(specs) or _in_order_by_search(specs)
 
 

@@ -97,8 +97,10 @@ class Workload:
         mean_s = self._mean_s.get(type, seconds)
         mean_s += (seconds - mean_s) / (2 if seconds > mean_s else 8)
         self._mean_s[type] = mean_s
-        if (mean_s < FLEETING_S) is not (type in self.fleeting):
-            self.fleeting ^= {type}
+        if mean_s < FLEETING_S:
+            self.fleeting.add(type)
+        else:
+            self.fleeting.discard(type)
         self._short_in_a_row = self._short_in_a_row + 1 if seconds < SHORT_S else 0
         if type in self._running:
             self._place_is_free(type)

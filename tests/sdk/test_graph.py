@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from worker_sdk.errors import DependencyCycle, NotEncodable, TooLarge
-from worker_sdk.graph import Batch, Dependency, JobSpec, as_spec, plan
+from worker_sdk.graph import _SMALLEST_JOB_BYTES, Batch, Dependency, JobSpec, as_spec, plan
 from worker_sdk.ids import new_uuid
 from worker_sdk.messages import Backoff, NewJob
 
@@ -200,6 +200,10 @@ def test_jobs_of_a_request_are_those_that_were_given(args: object) -> None:
     (batch,) = plan(jobs, NO_LIMIT)
 
     assert batch.jobs == b"[" + b",".join(job.encoded() for job in jobs) + b"]"
+
+
+def test_smallest_job_is_no_smaller_than_is_taken_for_granted() -> None:
+    assert len(JobSpec("a").encoded()) == _SMALLEST_JOB_BYTES
 
 
 # ---- size ------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from msgspec import UNSET, Struct
@@ -140,18 +139,12 @@ class Engine:
         life = self.life
         self._history.settle()
         effects = self._effects = Effects(life.begin_turn(now, wall))
+        postponed, self._postponed = self._postponed, []
+        # Before anything ends in this turn: else they might have to wait for ever.
+        self._carry_out(postponed)
         for call in life.timers.due(now):
             call()
-        if self._postponed:
-            # Not a list of all: each command may be made only when its turn comes.
-            commands = chain(self._postponed, commands)
-            self._postponed = []
-        for origin, message in commands:
-            try:
-                self._handlers[type(message)](origin, message)
-            except Refused as refused:
-                assert isinstance(message, Message)
-                self._refuse(origin, message, refused)
+        self._carry_out(commands)
         life.time_out_overdue()
         self._service.lose_silent()
         self._grant_claims()
@@ -165,6 +158,15 @@ class Engine:
         life.end_turn()
         life.lanes.sweep()
         return effects
+
+    def _carry_out(self, commands: Iterable[Command]) -> None:
+        # Not a list: each command may be made only when its turn comes.
+        for origin, message in commands:
+            try:
+                self._handlers[type(message)](origin, message)
+            except Refused as refused:
+                assert isinstance(message, Message)
+                self._refuse(origin, message, refused)
 
     def wake_at(self) -> float | None:
         """Give the time of the next turn that is due without any message; in the past: at once."""
@@ -261,7 +263,7 @@ class Engine:
 
     def _retry(self, origin: Origin, message: Retry) -> None:
         self._check_client(origin, "retry")
-        if not self._history.is_settled:
+        if not self._history.can_retry:
             self._postponed.append((origin, message))
             return
         ids = self._history.retry(message.ids, self.limits)
@@ -269,7 +271,7 @@ class Engine:
 
     def _delete(self, origin: Origin, message: Delete) -> None:
         self._check_client(origin, "delete")
-        if not self._history.is_settled:
+        if not self._history.can_delete(message.ids):
             self._postponed.append((origin, message))
             return
         self._reply(origin, Ok(ids=self._history.delete(message.ids), req=message.req))

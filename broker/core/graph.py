@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from broker.core.job import FINISHED, Dependencies, Job
 from worker_sdk.messages import Dependency
@@ -77,6 +77,12 @@ class Graph:
     def holds(self, id: str) -> bool:
         """Say whether a live job depends on the ended job `id`."""
         return id in self._held
+
+    def held_among(self, ids: Iterable[str]) -> list[str]:
+        """Give those of `ids` that are ended jobs which live ones depend on."""
+        if self._held.keys().isdisjoint(ids):
+            return []
+        return [id for id in ids if id in self._held]
 
     def link(self, job: Job) -> None:
         """Make a new live job wait for those of its dependencies that have not ended.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from graphlib import TopologicalSorter
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain, islice
 
 from broker.core.graph import condition_holds, name_of
-from broker.core.job import CANCELED, FINISHED, RUNNING, STATE_NAMES, Job, Run
+from broker.core.job import CANCELED, FINISHED, RUNNING, STATE_NAMES, Dependencies, Job, Run
 from broker.core.life import Life
 from broker.core.limits import Limits
 from broker.core.records import Archive, Record, decode_dependencies, record_of
 from broker.core.refusal import Refused, listed, not_exist
+from worker_sdk.messages import Dependency
 
 _PRUNED_AT_A_TIME = 1000
 
@@ -41,20 +43,25 @@ class History:
         if ids:
             self._find_all(ids)
 
-    # The three below change ended jobs, and so run only while `is_settled`.
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether the store knows all that has ended: so at the start of a turn."""
-        return not self._life.just_ended and not self._just_removed
-
     def settle(self) -> None:
         """Take note that the turn's writes are committed."""
         self._life.just_ended.clear()
         self._just_removed.clear()
 
+    # The store cannot forget in the same turn what it is only told of in that turn.
+
+    def can_delete(self, ids: Sequence[str]) -> bool:
+        """Say whether the store knows of all ended jobs among `ids`."""
+        just_ended = self._life.just_ended
+        return not just_ended or not any(id in just_ended for id in ids)
+
+    @property
+    def can_retry(self) -> bool:
+        """Whether the store knows of all ended jobs: any may have to live again."""
+        return not self._life.just_ended
+
     def delete(self, ids: Sequence[str]) -> tuple[str, ...]:
-        """Forget ended jobs; all of `ids` or none."""
+        """Forget ended jobs; all of `ids` or none. Only if `can_delete`."""
         life = self._life
         live = [id for id in ids if id in life.jobs]
         if live:
@@ -69,7 +76,8 @@ class History:
     def retry(self, ids: Sequence[str], limits: Limits) -> tuple[str, ...]:
         """Make failed and canceled jobs live again, and what was canceled because of them.
 
-        They get all their attempts anew; live jobs among `ids` are left as they are.
+        They get all their attempts anew; live jobs among `ids` are left as they are. Only if
+        `can_retry`.
         """
         asked = self._find_all([id for id in ids if id not in self._life.jobs])
         finished = [id for id, record in asked.items() if record.state == FINISHED]
@@ -84,36 +92,48 @@ class History:
 
     def prune(self, limits: Limits) -> bool:
         """Forget ended jobs whose time is over, a bounded number; say whether more may follow."""
-        wall, holds = self._life.wall, self._life.graph.holds
-        surplus = self._archive.ended_count - limits.max_ended
-        removed = 0
-        for id, ended in self._archive.oldest(_PRUNED_AT_A_TIME):
+        wall, holds, gone = self._life.wall, self._life.graph.holds, self._just_removed
+        surplus = self._archive.ended_count - len(gone) - limits.max_ended
+        looked = removed = 0
+        for id, ended in islice(self._archive.oldest(), _PRUNED_AT_A_TIME):
+            looked += 1
             if wall - ended < limits.retention and removed >= surplus:
-                break
+                return False
+            if id in gone:
+                continue
             if holds(id):
                 self._life.writes.deferred.append(id)
             else:
                 self._remove(id)
                 removed += 1
-        return removed == _PRUNED_AT_A_TIME
+        # If all were held, they have gone to the back of the line: no hurry.
+        return looked == _PRUNED_AT_A_TIME and removed > 0
 
     def _revivable(self, asked: dict[str, Record]) -> list[Record]:
         """Give the records to revive, each after its dependencies; refuse if one of `asked` is
         not among them.
         """
         candidates = self._with_canceled(asked)
-        # Not the order of seq: a job that was retried before has one higher than its dependents'.
-        sorter: TopologicalSorter[str] = TopologicalSorter()
-        for record in sorted(candidates.values(), key=lambda record: record.seq):
-            dependencies = map(name_of, decode_dependencies(record.dependencies))
-            sorter.add(record.id, *[id for id in dependencies if id in candidates])
+        dependencies = {
+            id: decode_dependencies(record.dependencies) for id, record in candidates.items()
+        }
+        live = self._life.jobs
+        named = dict.fromkeys(map(name_of, chain.from_iterable(dependencies.values())))
+        elsewhere = [id for id in named if id not in candidates and id not in live]
+        ended = {**self.find(elsewhere), **candidates}
         revived: dict[str, Record] = {}
-        for id in sorter.static_order():
-            obstacle = self._obstacle(candidates[id], revived)
+        for id in _in_order(candidates, dependencies):
+            there = ended[id]
+            waits_for = [one for one in dependencies[id] if name_of(one) not in live]
+            obstacle = _obstacle(there, waits_for, revived, ended)
             if obstacle is None:
-                revived[id] = candidates[id]
+                revived[id] = there
             elif id in asked:
                 raise Refused("conflict", f"job {id}: {obstacle}", [id])
+        stuck = [id for id in asked if id not in revived]
+        if stuck:
+            text = f"job {stuck[0]}: its dependencies lead in a circle, by an id that was used anew"
+            raise Refused("conflict", text, stuck)
         return list(revived.values())
 
     def _with_canceled(self, asked: dict[str, Record]) -> dict[str, Record]:
@@ -134,19 +154,6 @@ class History:
             latest = list(canceled)
         return candidates
 
-    def _obstacle(self, record: Record, revived: dict[str, Record]) -> str | None:
-        """Say which dependency keeps an ended job from running, if one does."""
-        dependencies = {name_of(one): one for one in decode_dependencies(record.dependencies)}
-        elsewhere = [id for id in dependencies if id not in revived and id not in self._life.jobs]
-        ended = self.find(elsewhere)
-        for id in elsewhere:
-            if id in ended:
-                if not condition_holds(dependencies[id], ended[id].state):
-                    return f"its dependency {id} is {STATE_NAMES[ended[id].state]}: retry that one"
-            elif not record.attempt:
-                return f"its dependency {id} does not exist any more"
-        return None
-
     def _revive(self, record: Record) -> None:
         self._remove(record.id)
         life = self._life
@@ -157,8 +164,11 @@ class History:
         life.admit(job, delayed=False)
 
     def _remove(self, id: str) -> None:
+        writes = self._life.writes
+        if id in writes.deferred:  # by `prune`, in this same turn
+            writes.deferred.remove(id)
         self._just_removed.add(id)
-        self._life.writes.removed.append(id)
+        writes.removed.append(id)
 
     def _find_all(self, ids: Sequence[str]) -> dict[str, Record]:
         found = self.find(ids)
@@ -171,6 +181,43 @@ class History:
         held = [id for id in ids if self._life.graph.holds(id)]
         if held:
             raise Refused("conflict", f"live jobs depend on {listed(held)}", held)
+
+
+def _in_order(
+    records: Mapping[str, Record], dependencies: Mapping[str, Dependencies]
+) -> Iterator[str]:
+    """Give the ids of `records`, each after its dependencies, without those behind a circle."""
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    # Not the order of seq: a job that was retried before has one higher than its dependents'.
+    for record in sorted(records.values(), key=lambda record: record.seq):
+        names = map(name_of, dependencies[record.id])
+        sorter.add(record.id, *[id for id in names if id in records])
+    with suppress(CycleError):  # the sorter gives what it can all the same
+        sorter.prepare()
+    while ids := sorter.get_ready():
+        yield from ids
+        sorter.done(*ids)
+
+
+def _obstacle(
+    record: Record,
+    dependencies: Sequence[str | Dependency],
+    revived: Mapping[str, Record],
+    ended: Mapping[str, Record],
+) -> str | None:
+    """Say which of its dependencies that are not live keeps an ended job from running, if one
+    does.
+    """
+    for dependency in dependencies:
+        id = name_of(dependency)
+        if id in revived:
+            continue
+        if id in ended:
+            if not condition_holds(dependency, ended[id].state):
+                return f"its dependency {id} is {STATE_NAMES[ended[id].state]}: retry that one"
+        elif not record.attempt:
+            return f"its dependency {id} does not exist any more"
+    return None
 
 
 def restore(life: Life, record: Record) -> None:

@@ -92,6 +92,10 @@ class Intake:
         if conflicts:
             text = f"enqueued before with other content: {listed(conflicts)}"
             raise Refused("conflict", text, conflicts)
+        # A retried job does without a dependency that was deleted; it is not to find another one.
+        if needed := life.graph.held_among(fresh):
+            text = f"deleted, and live jobs depend on what had these ids: {listed(needed)}"
+            raise Refused("conflict", text, needed)
         if deep:
             text = f"args nested deeper than {LEVELS_MOST} levels: {listed(deep)}"
             raise Refused("invalid", text, deep)

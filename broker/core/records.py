@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -70,8 +70,10 @@ class Archive(Protocol):
     def dependents(self, ids: Sequence[str]) -> dict[str, list[str]]:
         """Give the ids of all committed jobs, live or ended, that depend on each of `ids`."""
 
-    def oldest(self, limit: int) -> list[tuple[str, float]]:
-        """Give id and end of the ended jobs that are next in line to be pruned, at most `limit`."""
+    def oldest(self) -> Iterator[tuple[str, float]]:
+        """Give id and end of the ended jobs, next in line to be pruned first; read as they are
+        taken, and to be dropped before the next commit.
+        """
 
     @property
     def ended_count(self) -> int:

@@ -143,15 +143,11 @@ class MemoryStore:
                     found[id] = outcome.result
         return found
 
-    def oldest(self, limit: int) -> list[tuple[str, float]]:
-        """Give id and end of the ended jobs that are next in line to be pruned, at most `limit`."""
-        found: list[tuple[str, float]] = []
+    def oldest(self) -> Iterator[tuple[str, float]]:
+        """Give id and end of the ended jobs, next in line to be pruned first."""
         for job in self._ended:
-            if len(found) >= limit:
-                break
             if job.outcome is not None:
-                found.append((job.id, job.outcome.ended))
-        return found
+                yield job.id, job.outcome.ended
 
     def live_page(self, before: int | None, limit: int) -> list[tuple[int, str]]:
         """Give seq and id of live jobs, newest first, from below the seq `before` on."""

@@ -251,17 +251,15 @@ class SqliteStore:
                 found.setdefault(dependency, []).append(dependent)
         return found
 
-    def oldest(self, limit: int) -> list[tuple[str, float]]:
-        """Give id and end of the ended jobs that are next in line to be pruned, at most `limit`."""
-        found: list[tuple[str, float]] = []
+    def oldest(self) -> Iterator[tuple[str, float]]:
+        """Give id and end of the ended jobs, next in line to be pruned first; read as they are
+        taken, and to be dropped before the next commit.
+        """
         with self._reading():
             for first, gone, packed in self._ended.up():
                 for row in ENDED.all(packed)[1]:
                     if not gone >> (row.number - first) & 1:
-                        if len(found) >= limit:
-                            return found
-                        found.append((row.id, row.ended))
-        return found
+                        yield row.id, row.ended
 
     def live_page(self, before: int | None, limit: int) -> list[tuple[int, str]]:
         """Give seq and id of live jobs, newest first, from below the seq `before` on."""

@@ -4,7 +4,7 @@ import pytest
 
 from tests.core.box import START_WALL, Box, BoxWorker, Denied
 from tests.core.invariants import check_empty
-from worker_sdk.messages import Dependency
+from worker_sdk.messages import Delete, Dependency
 
 
 def ended(id: str) -> Dependency:
@@ -290,6 +290,75 @@ def test_retry_in_the_turn_of_the_end_is_carried_out(box: Box) -> None:
     assert box.state_of(dependent) == "blocked"
 
 
+def test_jobs_that_depend_on_each_other_by_a_reused_id_cannot_be_retried(box: Box) -> None:
+    first, second = box.spec(), box.new_id()
+    box.enqueue_all(first, box.spec(id=second, after=[first.id]))
+    box.cancel(first.id)
+    box.delete(first.id)
+    box.enqueue(id=first.id, after=[second])
+
+    with pytest.raises(Denied, match="circle") as denied:
+        box.retry(first.id)
+
+    assert (denied.value.code, denied.value.ids) == ("conflict", [first.id])
+    assert box.states_of(first.id, second) == ["canceled", "canceled"]
+
+
+def test_many_deletes_in_one_turn_take_one_commit(box: Box) -> None:
+    jobs = [box.enqueue() for _ in range(10)]
+    box.cancel(*jobs)
+    before = box.turns
+
+    with box.together():
+        for job in jobs:
+            box.delete(job)
+
+    assert box.turns == before + 1
+    assert not any(box.exists(job) for job in jobs)
+
+
+def test_many_retries_in_the_turn_of_an_end_wait_for_the_next_one_only(box: Box) -> None:
+    jobs = [box.enqueue() for _ in range(10)]
+    box.cancel(*jobs)
+    other = box.enqueue()
+    before = box.turns
+
+    with box.together():
+        box.cancel(other)
+        for job in jobs:
+            box.retry(job)
+
+    assert box.turns == before + 2
+    assert box.states_of(*jobs) == ["ready"] * 10
+
+
+def test_request_that_waits_for_the_next_turn_comes_before_what_ends_then(box: Box) -> None:
+    # If it had to wait for every end, it would wait for ever where jobs expire in each turn.
+    job, other = box.enqueue(), box.enqueue()
+    box.cancel(job)
+    box.enqueue(expires=10)
+    box.advance(9)
+
+    with box.together():
+        box.cancel(other)
+        box.retry(job)
+        box.now += 1
+
+    assert box.state_of(job) == "ready"
+
+
+def test_job_deleted_twice_in_one_turn_does_not_exist_the_second_time(box: Box) -> None:
+    job = box.enqueue()
+    box.cancel(job)
+
+    with box.together():
+        box.delete(job)
+        second = box.demand(Delete((job,)))
+
+    with pytest.raises(Denied, match="does not exist"):
+        second.ok()
+
+
 def test_many_retries_and_deletes_in_one_turn_are_all_carried_out(box: Box) -> None:
     jobs = [box.enqueue() for _ in range(10)]
     box.cancel(*jobs)
@@ -461,6 +530,67 @@ def test_ended_jobs_that_are_held_do_not_keep_others() -> None:
     box.advance(1)
 
     assert [box.exists(job) for job in (*held, *free)] == [True] * 3 + [False] * 3
+
+
+def test_some_that_are_held_do_not_slow_the_forgetting_of_others() -> None:
+    box = Box(retention=10, checked=False)
+    specs = [box.spec() for _ in range(2500)]
+    box.enqueue_all(*specs)
+    box.enqueue("later", after=[ended(specs[7].id)])
+    box.cancel(*[spec.id for spec in specs])
+
+    box.jump(10)
+    box.advance(0.03)
+
+    assert box.store.ended_count == 1
+
+
+def test_job_is_deleted_in_the_turn_in_which_it_was_held_for_longer() -> None:
+    box = Box(retention=10)
+    job = box.enqueue()
+    dependent = box.enqueue("later", after=[ended(job)])
+    box.cancel(job)
+    box.advance(9.5)
+
+    box.now += 1
+    with box.together():
+        box.cancel(dependent)
+        box.delete(job)
+
+    assert not box.exists(job)
+
+
+def test_what_was_deleted_a_moment_before_is_not_forgotten_again() -> None:
+    box = Box(retention=10)
+    job, other = box.enqueue(), box.enqueue()
+    box.cancel(job)
+    box.advance(9.5)
+
+    with box.together():
+        box.cancel(other)
+        box.retry(other)  # waits for the next turn, and keeps all behind it waiting
+        box.cancel(job)
+        box.delete(job)
+        box.now += 1
+
+    assert not box.exists(job)
+
+
+def test_id_of_a_deleted_job_is_not_free_while_a_retried_one_depends_on_it(box: Box) -> None:
+    first = box.enqueue("first")
+    retried = box.enqueue(after=[first], max_attempts=1)
+    worker = box.worker("first", "work", credit=1)
+    worker.finish(first)
+    worker.fail(retried)
+    worker.bye()
+    box.delete(first)
+    box.retry(retried)
+
+    with pytest.raises(Denied, match="live jobs depend on"):
+        box.enqueue("first", id=first)
+    box.cancel(retried)
+
+    box.enqueue("first", id=first)
 
 
 def test_broker_without_work_forgets_too() -> None:

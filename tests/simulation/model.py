@@ -29,9 +29,10 @@ class Model(Questions):
         self._seen = {job.id: job for job in seen.writes.ended}
         self._seen_due = seen.due
         self._seen_seqs = {job.id: job.seq for job in seen.writes.inserted}
+        postponed, self._postponed = self._postponed, []
+        for origin, message in postponed:
+            self._carry_out(HANDLERS[type(message)], origin, message)
         self._ring_alarms()
-        commands = [*self._postponed, *commands]
-        self._postponed = []
         for origin, message in commands:
             self._carry_out(HANDLERS[type(message)], origin, message)
         self._time_out_overdue()
@@ -84,6 +85,9 @@ class Model(Questions):
                 conflicts.append(spec.id)
         if conflicts:
             raise Refuse("conflict", conflicts)
+        needed = [id for id in fresh if self._is_needed(id)]
+        if needed:
+            raise Refuse("conflict", needed)
         before: set[str] = set()
         culprits, code = set(), "invalid"
         for spec in fresh.values():
@@ -133,7 +137,7 @@ class Model(Questions):
 
     def retry(self, origin: Origin, message: m.Retry) -> None:
         self._client(origin)
-        if self.just_ended or self.removed:
+        if self.just_ended:
             self._postponed.append((origin, message))
             return
         self._known(message.ids)
@@ -192,7 +196,7 @@ class Model(Questions):
 
     def delete(self, origin: Origin, message: m.Delete) -> None:
         self._client(origin)
-        if self.just_ended or self.removed:
+        if any(id in self.just_ended for id in message.ids):
             self._postponed.append((origin, message))
             return
         live = [id for id in message.ids if id in self.live]

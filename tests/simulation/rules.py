@@ -172,9 +172,10 @@ class Rules:
 
     def _prune(self, _: None) -> None:
         surplus = len(self.ended) - self.limits.max_ended
+        before = len(self.gone)
         for job in list(self.ended.values()):
             too_young = self.wall - (job.ended or 0) < self.limits.retention
-            if too_young and len(self.gone) >= surplus:
+            if too_young and len(self.gone) - before >= surplus:
                 break
             if self._is_needed(job.id):
                 self.kept.append(job.id)

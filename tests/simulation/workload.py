@@ -165,7 +165,10 @@ class Workload:
     def _enqueue_other(self, client: SimClient, dice: random.Random) -> None:
         """Use an id again for something else."""
         if self.ids:
-            spec = JobSpec("fetch", {"does": "other"}, id=dice.choice(self.ids))
+            id, other = dice.choice(self.ids), dice.choice(self.ids)
+            # The other may well have depended on what had this id before.
+            after = [other] if other != id and dice.random() < 0.5 else []
+            spec = JobSpec("fetch", id=id, dependencies=after)
             spec.args = {"does": "ok", "takes": dice.random()}
             client.ask(requests.enqueue(spec, self._limit), self._ignore)
 

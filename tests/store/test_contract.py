@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_new_store_is_empty(store: Store) -> None:
     assert store.find([id_of(1)]) == {}
     assert store.results([id_of(1)]) == {}
     assert store.dependents([id_of(1)]) == {}
-    assert store.oldest(10) == []
+    assert list(store.oldest()) == []
     assert store.live_page(None, 10) == []
     assert store.ended_page(None, 10) == []
 
@@ -259,7 +260,7 @@ def test_jobs_end_in_any_order(store: Store, make: Maker, reopen: Reopen) -> Non
     store = reopen(store)
     left = sorted(order[990:], key=lambda job: job.seq)
     assert live_ids(store) == [job.id for job in left]
-    assert [id for id, _ in store.oldest(2000)] == [job.id for job in order[:990]]
+    assert [id for id, _ in store.oldest()] == [job.id for job in order[:990]]
     store.commit(Writes(ended=[finish(job) for job in left]))
     store = reopen(store)
     assert live_ids(store) == []
@@ -378,7 +379,7 @@ def test_removed_job_is_forgotten(store: Store, make: Maker, reopen: Reopen) -> 
     store = reopen(store)
     assert store.ended_count == 1
     assert list(store.find([job.id for job in jobs])) == [jobs[299].id]
-    assert store.oldest(10) == [(jobs[299].id, ENDED)]
+    assert list(store.oldest()) == [(jobs[299].id, ENDED)]
     assert store.last_seq == 600
 
 
@@ -390,7 +391,7 @@ def test_seq_is_remembered_when_all_is_gone(store: Store, make: Maker, reopen: R
 
     store = reopen(store)
     assert store.last_seq == 3
-    assert (store.ended_count, live_ids(store), store.oldest(5)) == (0, [], [])
+    assert (store.ended_count, live_ids(store), list(store.oldest())) == (0, [], [])
 
 
 def test_retried_job_is_live_again_under_its_id(store: Store, make: Maker, reopen: Reopen) -> None:
@@ -437,8 +438,8 @@ def test_oldest_are_those_that_ended_first(store: Store, make: Maker, reopen: Re
     store.commit(Writes(ended=[finish(one, ended=12.0)]))
 
     store = reopen(store)
-    assert store.oldest(2) == [(two.id, 10.5), (three.id, 11.0)]
-    assert store.oldest(9) == [(two.id, 10.5), (three.id, 11.0), (one.id, 12.0)]
+    assert list(islice(store.oldest(), 2)) == [(two.id, 10.5), (three.id, 11.0)]
+    assert list(store.oldest()) == [(two.id, 10.5), (three.id, 11.0), (one.id, 12.0)]
 
 
 def test_deferred_job_goes_to_the_back_of_the_line(
@@ -456,7 +457,7 @@ def test_deferred_job_goes_to_the_back_of_the_line(
     )
 
     store = reopen(store)
-    line = [id for id, _ in store.oldest(10)]
+    line = [id for id, _ in store.oldest()]
     assert line[:2] == [jobs[3].id, jobs[4].id]
     assert set(line[2:4]) == {jobs[2].id, jobs[0].id}
     assert line[4:] == [new.id]
@@ -464,7 +465,7 @@ def test_deferred_job_goes_to_the_back_of_the_line(
     assert (record.args, record.result, record.ended) == (jobs[2].args, b'{"ok":true}', ENDED)
     assert store.ended_count == 5
     store.commit(Writes(removed=[jobs[2].id]))
-    assert jobs[2].id not in [id for id, _ in reopen(store).oldest(10)]
+    assert jobs[2].id not in [id for id, _ in reopen(store).oldest()]
 
 
 # ---- pages -----------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def image(store: Store, ids: list[str]) -> tuple[object, ...]:
         {id: sorted(those) for id, those in store.dependents(ids).items()},
         store.live_page(None, 10_000),
         # Jobs that are deferred together may stand in any order.
-        sorted(store.oldest(10_000)),
+        sorted(store.oldest()),
         sorted(known(record) for _, record in store.ended_page(None, 10_000)),
     )
 

@@ -367,7 +367,7 @@ def test_commit_that_fails_at_its_last_step_is_undone_in_memory_too(path: Path) 
         assert live_ids(store) == [job.id for job in going + staying]
         assert [record.attempt for record in store.load()] == [0] * 100 + [1] * 100
         assert (store.ended_count, store.last_seq) == (100, 300)
-        assert [id for id, _ in store.oldest(500)] == [job.id for job in old]
+        assert [id for id, _ in store.oldest()] == [job.id for job in old]
         store._db.execute("DROP TRIGGER last_step")
         store.commit(Writes(updated=staying))
         store.commit(writes)
@@ -376,7 +376,7 @@ def test_commit_that_fails_at_its_last_step_is_undone_in_memory_too(path: Path) 
             assert live_ids(store) == [job.id for job in staying + new]
             assert [record.attempt for record in store.load()] == [2] * 100 + [0] * 100
             assert (store.ended_count, store.last_seq) == (150, 400)
-            line = [id for id, _ in store.oldest(500)]
+            line = [id for id, _ in store.oldest()]
             assert line == [job.id for job in old[60:] + old[50:60] + going]
             store.close()
             store = SqliteStore(str(path))
@@ -435,7 +435,7 @@ def test_file_stays_small_when_jobs_are_forgotten(path: Path) -> None:
     with opened(path) as store:
         for _ in range(30):
             insert_and_finish(store, make.jobs(500))
-            store.commit(Writes(removed=[id for id, _ in store.oldest(500)]))
+            store.commit(Writes(removed=[id for id, _ in store.oldest()]))
         assert store.ended_count == 0
 
     # 500 jobs take some 120 KB at a time, 15,000 would take 3.5 MB.

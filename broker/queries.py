@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -54,10 +55,18 @@ class _Edges(NamedTuple):
 class Queries:
     """Answers requests after the commit of the turn that they came in."""
 
-    def __init__(self, engine: Engine, store: Store, inputs_limit: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        inputs_limit: int,
+        faults: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self._engine = engine
         self._store = store
         self.inputs_limit = inputs_limit
+        # How often what was wrong with messages, to be told in the stats.
+        self._faults = faults
 
     def answer(self, request: Message, sees: Sees | None = None) -> Message:
         """Give the answer to a request, an error if it must be refused.
@@ -90,7 +99,8 @@ class Queries:
     def _stats(self, sees: Sees | None) -> dict[str, Any]:
         stats: dict[str, Any] = {"version": self._engine.version, **self._engine.stats()}
         if sees is None:
-            return {**stats, "ended_kept": self._store.ended_count}
+            kept, faults = self._store.ended_count, dict(self._faults)
+            return {**stats, "ended_kept": kept, "faults": faults}
         # What is counted over all lanes would tell of those that are not seen.
         lanes = [lane for lane in stats["lanes"] if sees(lane["channel"], lane["type"])]
         return {"version": stats["version"], "lanes": lanes}

@@ -56,7 +56,6 @@ class Server:
         self._engine = Engine(
             store, limits_of(config), seed=seed, last_seq=store.last_seq, version=__version__
         )
-        self._queries = Queries(self._engine, store, config.inputs_limit)
         # What could not be sent, and who is to be shut out: told to the engine in the next turn.
         self._undelivered: list[Command] = []
         # What is to be answered in a later turn, since this one's answers are large already.
@@ -65,6 +64,7 @@ class Server:
         self._answered_bytes = 0
         # How often what was wrong with what came in or went out: code or cause -> times.
         self.faults: Counter[str] = Counter()
+        self._queries = Queries(self._engine, store, config.inputs_limit, self.faults)
         # Set from other threads and signal handlers, together with a wake-up.
         self._drain_asked = False
         self._leave_asked = False

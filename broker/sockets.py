@@ -16,7 +16,10 @@ from broker.guard import Guard
 _HANDSHAKE_MS = 10_000  # for a peer to say who it is
 _PING_MS = 10_000  # ZMTP heartbeats find half-open connections
 _PING_TIMEOUT_MS = 15_000
-_QUEUED_MOST = 1_000  # messages a connection, each way
+_UNREAD_MOST = 1_000  # messages of a connection that wait to be read
+_UNSENT_MOST = 100_000
+"""Messages that wait to be sent to a connection. One turn may end as many waits of a peer that reads
+all the time; their bytes are what the hoarders' watch bounds."""
 _BACKLOG = 1_024  # connections that wait to be accepted
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -40,8 +43,8 @@ def bind_router(
     router.set(zmq.HEARTBEAT_IVL, _PING_MS)
     router.set(zmq.HEARTBEAT_TIMEOUT, _PING_TIMEOUT_MS)
     router.set(zmq.HEARTBEAT_TTL, _PING_TIMEOUT_MS)
-    router.set(zmq.SNDHWM, _QUEUED_MOST)
-    router.set(zmq.RCVHWM, _QUEUED_MOST)
+    router.set(zmq.SNDHWM, _UNSENT_MOST)
+    router.set(zmq.RCVHWM, _UNREAD_MOST)
     router.set(zmq.BACKLOG, _BACKLOG)
     if guard is not None:
         guard.secure(router)

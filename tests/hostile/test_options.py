@@ -13,6 +13,7 @@ from broker import LocalBroker, sockets
 from broker.server import Server
 from tests.crash.processes import until
 from tests.hostile.zmtp import COMMAND, GREETING, RawPeer, command, header, message
+from tests.wire.peer import Peer
 from worker_sdk import Client, WorkerSession
 
 MIB = 1024 * 1024
@@ -144,9 +145,10 @@ def test_rcvhwm_leaves_what_a_busy_broker_cannot_take_with_its_sender(broker: Lo
     assert 1000 <= sent < 4000
 
 
-def test_sndhwm_drops_what_a_peer_does_not_read(broker: LocalBroker) -> None:
-    server = server_of(broker)
-    with Client(broker.endpoint) as client:
+def test_sndhwm_drops_what_a_peer_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_UNSENT_MOST", 1000)
+    with LocalBroker(max_message="1MiB") as broker, Client(broker.endpoint) as client:
+        server = server_of(broker)
         id = str(client.enqueue("t", "x" * 10_000)).encode()
         ask = message(b'{"op":"status","args":true,"ids":["' + id + b'"]}')
         with RawPeer(broker.endpoint, receive_buffer_bytes=4096).shake_hands() as peer:
@@ -154,7 +156,19 @@ def test_sndhwm_drops_what_a_peer_does_not_read(broker: LocalBroker) -> None:
                 peer.send(ask)
             until(lambda: server.faults["slow peer"] > 0, "answers are dropped")
 
-            client.ping()
+            assert client.stats()["faults"]["slow peer"] > 0
+
+
+def test_peer_gets_all_answers_of_one_turn_though_it_reads_them_later(broker: LocalBroker) -> None:
+    with Client(broker.endpoint) as client, Peer(broker.endpoint, RCVHWM=1) as peer:
+        ids = [str(client.enqueue("t")) for _ in range(20)]
+        for number in range(3000):
+            peer.send({"op": "wait", "req": number, "ids": ids})
+        until(lambda: client.stats()["waits"] == 3000, "all wait")
+
+        client.cancel(ids)
+
+        assert sorted(peer.receive()["req"] for _ in range(3000)) == list(range(3000))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +177,7 @@ def test_sndhwm_drops_what_a_peer_does_not_read(broker: LocalBroker) -> None:
         (zmq.ROUTER_HANDOVER, 0),
         (zmq.ROUTER_MANDATORY, 1),
         (zmq.MAXMSGSIZE, 2 * MIB),
-        (zmq.SNDHWM, 1000),
+        (zmq.SNDHWM, 100_000),
         (zmq.RCVHWM, 1000),
         (zmq.HANDSHAKE_IVL, 10_000),
         (zmq.HEARTBEAT_IVL, 10_000),

@@ -33,7 +33,7 @@ from worker_sdk.messages import (
 
 _encode = msgspec.json.Encoder().encode
 _SCANNED_MOST = 10_000  # jobs looked at for one page, whether or not they match
-_SCANNED_AT_A_TIME = 1_000
+_LOOKED_UP_AT_A_TIME = 1_000
 _FULL_FROM_BYTES = 1_048_576
 _PAGE_FULL_BYTES = 4 * 1_048_576
 
@@ -83,9 +83,10 @@ class Queries:
     def _answer(self, request: Message, sees: Sees | None) -> Ok:
         match request:
             case Status():
-                return Ok(jobs=self._infos(request.ids, request.args, sees))
+                jobs = self._infos(request.ids, sees, args=request.args, dependents=True)
+                return Ok(jobs=jobs)
             case Wait():
-                jobs = self._infos(request.ids, False, sees)
+                jobs = self._infos(request.ids, sees)
                 return Ok(jobs=jobs, done=all(job.ended is not None for job in jobs))
             case List():
                 return self._list(request, sees)
@@ -175,59 +176,86 @@ class Queries:
         """
         found: dict[str, Raw] = {}
         size = 0
-        for start in range(0, len(ids), _SCANNED_AT_A_TIME):
-            some = ids[start : start + _SCANNED_AT_A_TIME]
-            unknown = [id for id in some if id not in known]
-            if unknown:
-                self._look_up(unknown, known)
-            for id in some:
-                if id in known:
-                    size += len(known[id]) + len(id)
-                    if size > limit_bytes and found:
-                        return found, False
-                    found[id] = Raw(known[id])
+        for start in range(0, len(ids), _LOOKED_UP_AT_A_TIME):
+            for id, result in self._look_up(ids[start : start + _LOOKED_UP_AT_A_TIME], known):
+                size += len(result) + len(id)
+                if size > limit_bytes and found:
+                    return found, False
+                found[id] = Raw(result)
+        if len(found) > 1:  # they come as they ended
+            found = {id: found[id] for id in ids if id in found}
         return found, size <= limit_bytes
 
-    def _look_up(self, ids: Sequence[str], results: dict[str, bytes]) -> None:
-        """Add the results of those of `ids` that are finished."""
+    def _look_up(self, ids: Sequence[str], known: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        """Give the results of those of `ids` that are finished, read as they are taken."""
         # What ended in this turn is at hand: the common case for the next job of a chain.
         just_ended = self._engine.life.just_ended
         elsewhere: list[str] = []
         for id in ids:
+            if id in known:
+                yield id, known[id]
+                continue
             job = just_ended.get(id)
             if job is None:
                 elsewhere.append(id)
             elif job.outcome is not None and job.outcome.result is not None:
-                results[id] = job.outcome.result
+                known[id] = job.outcome.result
+                yield id, job.outcome.result
         if elsewhere:
-            results.update(self._store.results(elsewhere))
+            for id, result in self._store.results(elsewhere):
+                known[id] = result
+                yield id, result
 
     # ---- states ----
 
-    def _infos(self, ids: Sequence[str], args: bool, sees: Sees | None) -> tuple[JobInfo, ...]:
-        life = self._engine.life
-        # What ended in this turn is at hand too, and is what most who wait ask for.
-        jobs = {id: job for id in ids if (job := life.jobs.get(id) or life.just_ended.get(id))}
-        elsewhere = [id for id in ids if id not in jobs]
-        ended = self._engine.find_ended(elsewhere) if elsewhere else {}
-        if sees is None:
-            missing = [id for id in elsewhere if id not in ended]
-        else:
-            seen = self._seen(ids, sees)
-            missing = [id for id in ids if id not in seen]
+    def _infos(
+        self, ids: Sequence[str], sees: Sees | None, *, args: bool = False, dependents: bool = False
+    ) -> tuple[JobInfo, ...]:
+        shown = self._shown(list(dict.fromkeys(ids)), args)
+        seen = shown.keys() if sees is None else self._seen(ids, sees)
+        missing = [id for id in ids if id not in seen]
         if missing:
             raise not_exist(missing)
-        dependents = self._store.dependents(ids)
-        infos = []
-        for id in ids:
-            info = info_of(jobs[id]) if id in jobs else info_of_ended(ended[id])
-            info.dependents = tuple(dependents.get(id, ()))
-            if args:
-                info.args = Raw(jobs[id].args if id in jobs else ended[id].args)
-            infos.append(info)
+        if dependents:
+            for id, those in self._store.dependents(list(shown)).items():
+                shown[id].dependents = tuple(those)
+        infos = tuple([shown[id] for id in ids])
+        if len(ids) > 1:
+            self._check_size(sum(map(_size_of_info, infos)))
         if sees is not None:
             self._hide_strangers(infos, sees)
-        return tuple(infos)
+        return infos
+
+    def _shown(self, ids: Sequence[str], args: bool) -> dict[str, JobInfo]:
+        """Give those of `ids` that are jobs, by id. Each but the first is only read if what was
+        read before it has room in an answer.
+        """
+        life = self._engine.life
+        shown: dict[str, JobInfo] = {}
+        elsewhere: list[str] = []
+        for id in ids:
+            # What ended in this turn is at hand too, and is what most who wait ask for.
+            job = life.jobs.get(id) or life.just_ended.get(id)
+            if job is None:
+                elsewhere.append(id)
+                continue
+            info = shown[id] = info_of(job)
+            if args:
+                info.args = Raw(job.args)
+        size = 0
+        for record in self._engine.read_ended(elsewhere) if elsewhere else ():
+            self._check_size(size)
+            info = shown[record.id] = info_of_ended(record)
+            if args:
+                info.args = Raw(record.args)
+            size += _size_of_info(info)
+        return shown
+
+    def _check_size(self, size: int) -> None:
+        limit = 2 * self._engine.limits.max_message
+        if size > limit:
+            text = f"the answer has more than {limit} bytes, the limit: ask for fewer jobs"
+            raise Refused("too_large", text)
 
     def _seen(self, ids: Sequence[str], sees: Sees) -> set[str]:
         return {id for id, lane in self._engine.lanes_of(ids).items() if sees(*lane)}
@@ -258,8 +286,9 @@ class Queries:
         page: list[JobInfo] = []
         last = request.after
         size = 0
+        full = min(_PAGE_FULL_BYTES, self._engine.limits.max_message)
         for scanned, (place, info) in enumerate(self._walk(request)):
-            if len(page) >= request.limit or scanned >= _SCANNED_MOST or size >= _PAGE_FULL_BYTES:
+            if len(page) >= request.limit or scanned >= _SCANNED_MOST or size >= full:
                 break
             last = place
             if _matches(info, request, states) and (sees is None or sees(info.channel, info.type)):
@@ -272,37 +301,24 @@ class Queries:
         return Ok(jobs=tuple(page), after=last)
 
     def _walk(self, request: List) -> Iterator[tuple[str, JobInfo]]:
-        """Give all jobs from the place `after` on, each with its own place.
-
-        They are read as many at a time as the page takes, then more and more: few may match.
-        """
+        """Give all jobs from the place `after` on, each with its own place."""
         part, before = _place(request.after)
-        some = min(request.limit + 1, _SCANNED_AT_A_TIME)
-        jobs = self._engine.life.jobs
-        while part == "live":
-            page = self._store.live_page(before, some)
-            for seq, id in page:
+        if part == "live":
+            jobs = self._engine.life.jobs
+            for seq, id in self._store.live_down(before):
                 if id in jobs:
                     yield f"live:{seq}", info_of(jobs[id])
-            if len(page) < some:
-                part, before = "ended", None
-            else:
-                before = page[-1][0]
-                some = min(2 * some, _SCANNED_AT_A_TIME)
-        while True:
-            records = self._store.ended_page(before, some)
-            for place, record in records:
-                yield f"ended:{place}", info_of_ended(record)
-            if len(records) < some:
-                return
-            before = records[-1][0]
-            some = min(2 * some, _SCANNED_AT_A_TIME)
+            before = None
+        for place, record in self._store.ended_down(before):
+            yield f"ended:{place}", info_of_ended(record)
 
 
 def _size_of_info(info: JobInfo) -> int:
     """Give about how many bytes a job takes in an answer."""
     result = 0 if info.result is UNSET else len(info.result)
-    return result + len(info.error or "") + 40 * len(info.dependencies) + 400
+    args = 0 if info.args is UNSET else len(info.args)
+    named = len(info.dependencies) + len(info.dependents)
+    return args + result + len(info.error or "") + 39 * named + 100
 
 
 def _place(after: str | None) -> tuple[str, int | None]:

@@ -18,8 +18,8 @@ _PING_MS = 10_000  # ZMTP heartbeats find half-open connections
 _PING_TIMEOUT_MS = 15_000
 _UNREAD_MOST = 1_000  # messages of a connection that wait to be read
 _UNSENT_MOST = 100_000
-"""Messages that wait to be sent to a connection. One turn may end as many waits of a peer that reads
-all the time; their bytes are what the hoarders' watch bounds."""
+"""Messages that wait to be sent to a connection: one turn may end as many waits of a peer that
+reads all the time. Their bytes are what the hoarders' watch bounds."""
 _BACKLOG = 1_024  # connections that wait to be accepted
 
 Context = zmq.Context[zmq.Socket[bytes]]

@@ -1,6 +1,8 @@
 """Answers that change nothing: status, pages of jobs, counts; and what workers are sent."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from msgspec import Raw
 
 from broker.core.dispatch import Dispatch
-from broker.store import open_store
+from broker.store import Store, open_store
 from tests.core.box import START_WALL, Box, Denied
 from worker_sdk.messages import Dependency, Jobs, Stats
 
@@ -72,6 +74,69 @@ def test_dependents_are_shown_live_and_ended(box: Box) -> None:
 
     assert box.info(root).dependents == (one, two)
     assert box.info(two).dependencies == (Dependency(root, "ended"),)
+
+
+def test_dependents_are_left_out_of_waits(box: Box) -> None:
+    root = box.enqueue()
+    box.enqueue(after=[root])
+    pending = box.wait(root)
+
+    box.cancel(root)
+
+    assert [job.dependents for job in pending.jobs] == [()]
+
+
+def finished_jobs(box: Box, count: int, result: object) -> list[str]:
+    jobs = [box.enqueue() for _ in range(count)]
+    worker = box.worker()
+    for job in jobs:
+        worker.finish(job, result=result)
+    worker.bye()
+    return jobs
+
+
+@contextmanager
+def counting(store: Store, name: str) -> Iterator[list[object]]:
+    """What is read of a store by one of its ways to read."""
+    read: list[object] = []
+    really: Callable[..., Iterator[object]] = getattr(store, name)
+
+    def counted(*args: Any) -> Iterator[object]:
+        for each in really(*args):
+            read.append(each)
+            yield each
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, name, counted)
+        yield read
+
+
+@pytest.mark.parametrize("ask", [Box.status, Box.wait])
+def test_no_more_is_read_than_an_answer_may_hold(box: Box, ask: Callable[..., object]) -> None:
+    jobs = finished_jobs(box, 50, "x" * 1000)
+    box.engine.limits = replace(box.limits, max_message=5000)
+
+    with (
+        counting(box.store, "read") as read,
+        pytest.raises(Denied, match="ask for fewer") as denied,
+    ):
+        ask(box, *jobs)
+
+    assert denied.value.code == "too_large"
+    assert len(read) < 12
+    assert len(box.status(*jobs[:5])) == 5
+
+
+def test_job_named_many_times_is_read_once_and_counted_each_time(box: Box) -> None:
+    [job] = finished_jobs(box, 1, "x" * 1000)
+    box.engine.limits = replace(box.limits, max_message=5000)
+
+    with counting(box.store, "read") as read:
+        assert len(box.status(*[job] * 5)) == 5
+        with pytest.raises(Denied, match="ask for fewer"):
+            box.status(*[job] * 20)
+
+    assert len(read) == 2
 
 
 # ---- pages ---------------------------------------------------------------------------------------
@@ -203,6 +268,18 @@ def test_page_of_large_results_is_cut_before_it_is_too_large(box: Box) -> None:
     assert max(len(page) for page in pages) <= 9
 
 
+def test_page_ends_before_it_exceeds_the_message_limit(box: Box) -> None:
+    jobs = finished_jobs(box, 50, "x" * 1000)
+    box.engine.limits = replace(box.limits, max_message=5000)
+
+    with counting(box.store, "ended_down") as read:
+        pages = all_pages(box)
+
+    assert [id for page in pages for id in page] == jobs[::-1]
+    assert all(1 <= len(page) < 10 for page in pages)
+    assert len(read) < 2 * len(jobs)
+
+
 def test_state_that_there_is_not_is_invalid(box: Box) -> None:
     with pytest.raises(Denied, match="invalid: list: state 'cancelled' is none of blocked, sch"):
         box.list(state="cancelled")
@@ -298,6 +375,18 @@ def test_inputs_come_in_the_order_of_the_dependencies(box: Box) -> None:
     (message,) = messages_of(box, [whole])
 
     assert list(message.jobs[0].inputs or {}) == parts
+
+
+def test_no_more_results_are_read_than_are_sent_along(box: Box) -> None:
+    parts = finished_jobs(box, 50, "x" * 1000)
+    whole = box.enqueue("later", after=[Dependency(id, "ended") for id in parts])
+    box.queries.inputs_limit = 10_000
+
+    with counting(box.store, "results") as read:
+        worker = box.worker("later")
+
+    assert worker.held[whole].inputs_left_out
+    assert len(read) == 10
 
 
 def test_results_of_this_turn_and_of_earlier_ones_come_together(box: Box) -> None:

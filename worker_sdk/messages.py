@@ -109,6 +109,7 @@ class JobInfo(Struct, omit_defaults=True, gc=False):
     """While scheduled: when the job becomes ready."""
     dependencies: tuple[str | Dependency, ...] = ()
     dependents: tuple[str, ...] = ()
+    """In answers to ``status`` only."""
     result: Raw | UnsetType = UNSET
     error: str | None = None
     reason: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,9 +200,11 @@ class Engine:
             ],
         }
 
-    def find_ended(self, ids: Sequence[str]) -> dict[str, Record]:
-        """Give those of `ids` that are ended jobs, as of the end of this turn."""
-        return self._history.find(ids)
+    def read_ended(self, ids: Sequence[str]) -> Iterator[Record]:
+        """Give those of `ids` that are ended jobs, as of the end of this turn; read as they are
+        taken.
+        """
+        return self._history.read(ids)
 
     def lanes_of(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Give channel and type of those of `ids` that are jobs, as of this moment."""
@@ -214,8 +216,8 @@ class Engine:
                 lanes[id] = (job.terms.lane.channel, job.terms.lane.type)
         elsewhere = [id for id in ids if id not in lanes]
         if elsewhere:
-            for id, record in self._history.find(elsewhere).items():
-                lanes[id] = (record.channel, record.type)
+            for record in self._history.read(elsewhere):
+                lanes[record.id] = (record.channel, record.type)
         return lanes
 
     # ---- client requests ----

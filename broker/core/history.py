@@ -29,19 +29,26 @@ class History:
 
     def find(self, ids: Sequence[str]) -> dict[str, Record]:
         """Give those of `ids` that are ended jobs."""
+        return {record.id: record for record in self.read(ids)}
+
+    def read(self, ids: Sequence[str]) -> Iterator[Record]:
+        """Give those of `ids` that are ended jobs, read as they are taken."""
         just_ended, just_removed = self._life.just_ended, self._just_removed
         if not just_ended and not just_removed:
-            return self._archive.find(ids)
-        found = {id: record_of(just_ended[id]) for id in ids if id in just_ended}
-        asked = [id for id in ids if id not in found and id not in just_removed]
-        if asked:
-            found.update(self._archive.find(asked))
-        return found
+            return self._archive.read(ids)
+        ended = [just_ended[id] for id in dict.fromkeys(ids) if id in just_ended]
+        elsewhere = [id for id in ids if id not in just_ended and id not in just_removed]
+        return chain(map(record_of, ended), self._archive.read(elsewhere) if elsewhere else ())
 
     def check_exist(self, ids: Sequence[str]) -> None:
         """Refuse if one of `ids`, none of them live, is not an ended job either."""
-        if ids:
-            self._find_all(ids)
+        just_ended, just_removed = self._life.just_ended, self._just_removed
+        elsewhere = [id for id in ids if id not in just_ended]
+        if elsewhere:
+            there = self._archive.ended_among(elsewhere)
+            missing = [id for id in elsewhere if id not in there or id in just_removed]
+            if missing:
+                raise not_exist(missing)
 
     def settle(self) -> None:
         """Take note that the turn's writes are committed."""
@@ -67,11 +74,12 @@ class History:
         if live:
             state = STATE_NAMES[life.jobs[live[0]].state]
             raise Refused("conflict", f"job {live[0]} is {state}: only ended jobs go", live)
-        found = self._find_all(ids)
-        self._refuse_held(found)
-        for id in found:
+        self.check_exist(ids)
+        unique = tuple(dict.fromkeys(ids))
+        self._refuse_held(unique)
+        for id in unique:
             self._remove(id)
-        return tuple(dict.fromkeys(ids))
+        return unique
 
     def retry(self, ids: Sequence[str], limits: Limits) -> tuple[str, ...]:
         """Make failed and canceled jobs live again, and what was canceled because of them.

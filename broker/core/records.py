@@ -64,8 +64,13 @@ class Writes(msgspec.Struct, eq=False):
 class Archive(Protocol):
     """What the core asks a store for: jobs that have ended and left memory."""
 
-    def find(self, ids: Sequence[str]) -> dict[str, Record]:
+    def ended_among(self, ids: Sequence[str]) -> set[str]:
         """Give those of `ids` that are ended jobs. O(log n) each."""
+
+    def read(self, ids: Sequence[str]) -> Iterator[Record]:
+        """Give those of `ids` that are ended jobs, in any order; read as they are taken, and to
+        be dropped before the next commit. O(log n) each.
+        """
 
     def dependents(self, ids: Sequence[str]) -> dict[str, list[str]]:
         """Give the ids of all committed jobs, live or ended, that depend on each of `ids`."""

@@ -36,13 +36,15 @@ class Store(Archive, Protocol):
         opened anew; nothing of it may have been acknowledged.
         """
 
-    def results(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """Give the results (JSON) of those of `ids` that are finished jobs."""
+    # What the three below give is read as it is taken, and to be dropped before the next commit.
 
-    def live_page(self, before: int | None, limit: int) -> list[tuple[int, str]]:
+    def results(self, ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Give the results (JSON) of those of `ids` that are finished jobs, in any order."""
+
+    def live_down(self, before: int | None) -> Iterator[tuple[int, str]]:
         """Give seq and id of live jobs, newest first, from below the seq `before` on."""
 
-    def ended_page(self, before: int | None, limit: int) -> list[tuple[int, Record]]:
+    def ended_down(self, before: int | None) -> Iterator[tuple[int, Record]]:
         """Give ended jobs, latest end first, each with its place in that order, from below
         the place `before` on.
         """

@@ -125,23 +125,23 @@ class MemoryStore:
         for job in self._live:
             yield record_of(job)
 
-    def find(self, ids: Sequence[str]) -> dict[str, Record]:
+    def ended_among(self, ids: Sequence[str]) -> set[str]:
         """Give those of `ids` that are ended jobs."""
-        places = self._places
-        if not places:
-            return {}
-        return {id: record_of(self._ended[places[id]]) for id in ids if id in places}
+        return self._places.keys() & ids
 
-    def results(self, ids: Sequence[str]) -> dict[str, bytes]:
+    def read(self, ids: Sequence[str]) -> Iterator[Record]:
+        """Give those of `ids` that are ended jobs."""
+        return map(record_of, self._ended_of(ids))
+
+    def results(self, ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Give the results (JSON) of those of `ids` that are finished jobs."""
-        found: dict[str, bytes] = {}
-        for id in ids:
-            place = self._places.get(id)
-            if place is not None:
-                outcome = self._ended[place].outcome
-                if outcome is not None and outcome.result is not None:
-                    found[id] = outcome.result
-        return found
+        for job in self._ended_of(ids):
+            if job.outcome is not None and job.outcome.result is not None:
+                yield job.id, job.outcome.result
+
+    def _ended_of(self, ids: Sequence[str]) -> Iterator[Job]:
+        places = self._places
+        return (self._ended[places[id]] for id in dict.fromkeys(ids) if id in places)
 
     def oldest(self) -> Iterator[tuple[str, float]]:
         """Give id and end of the ended jobs, next in line to be pruned first."""
@@ -149,15 +149,15 @@ class MemoryStore:
             if job.outcome is not None:
                 yield job.id, job.outcome.ended
 
-    def live_page(self, before: int | None, limit: int) -> list[tuple[int, str]]:
+    def live_down(self, before: int | None) -> Iterator[tuple[int, str]]:
         """Give seq and id of live jobs, newest first, from below the seq `before` on."""
-        return [(seq, job.id) for seq, job in self._live.backwards(before, limit)]
+        return ((seq, job.id) for seq, job in self._live.backwards(before))
 
-    def ended_page(self, before: int | None, limit: int) -> list[tuple[int, Record]]:
+    def ended_down(self, before: int | None) -> Iterator[tuple[int, Record]]:
         """Give ended jobs, latest end first, each with its place in that order, from below
         the place `before` on.
         """
-        return [(place, record_of(job)) for place, job in self._ended.backwards(before, limit)]
+        return ((place, record_of(job)) for place, job in self._ended.backwards(before))
 
     def close(self) -> None:
         """Do nothing: what there is goes with the object."""
@@ -237,14 +237,13 @@ class _Line:
         if self._holes > _SQUEEZE_FROM and self._holes * 2 > len(self._jobs):
             self._squeeze()
 
-    def backwards(self, before: int | None, limit: int) -> Iterator[tuple[int, Job]]:
-        """Give at most `limit` jobs with their numbers, highest first, all below `before`."""
+    def backwards(self, before: int | None) -> Iterator[tuple[int, Job]]:
+        """Give jobs with their numbers, highest first, all below `before`."""
         index = len(self._numbers) if before is None else bisect_left(self._numbers, before)
-        while index > 0 and limit > 0:
+        while index > 0:
             index -= 1
             job = self._jobs[index]
             if job is not None:
-                limit -= 1
                 yield self._numbers[index], job
 
     def _index(self, number: int) -> int:

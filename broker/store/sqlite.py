@@ -212,29 +212,21 @@ class SqliteStore:
                     if not gone >> (row.number - first) & 1:
                         yield live_record(row, kinds, attempts.get(row.number))
 
-    def find(self, ids: Sequence[str]) -> dict[str, Record]:
+    def ended_among(self, ids: Sequence[str]) -> set[str]:
         """Give those of `ids` that are ended jobs. Almost free for new ids."""
         asked = self._that_may_have_ended(ids)
         if not asked:
-            return {}
+            return set()
         with self._reading():
-            places = self._places_of(asked)
-            return {
-                row.id: ended_record(row, kinds) for row, kinds in self._ended_rows(places.values())
-            }
+            return set(self._places_of(asked))
 
-    def results(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """Give the results (JSON) of those of `ids` that are finished jobs."""
-        asked = self._that_may_have_ended(ids)
-        if not asked:
-            return {}
-        with self._reading():
-            places = self._places_of(asked)
-            return {
-                row.id: row.result
-                for row, _ in self._ended_rows(places.values())
-                if row.result is not None
-            }
+    def read(self, ids: Sequence[str]) -> Iterator[Record]:
+        """Give those of `ids` that are ended jobs, first ended first. Almost free for new ids."""
+        return (ended_record(row, kinds) for row, kinds in self._ended_of(ids))
+
+    def results(self, ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Give the results (JSON) of those of `ids` that are finished jobs, first ended first."""
+        return ((row.id, row.result) for row, _ in self._ended_of(ids) if row.result is not None)
 
     def dependents(self, ids: Sequence[str]) -> dict[str, list[str]]:
         """Give the ids of all committed jobs, live or ended, that depend on each of `ids`."""
@@ -261,34 +253,26 @@ class SqliteStore:
                     if not gone >> (row.number - first) & 1:
                         yield row.id, row.ended
 
-    def live_page(self, before: int | None, limit: int) -> list[tuple[int, str]]:
+    def live_down(self, before: int | None) -> Iterator[tuple[int, str]]:
         """Give seq and id of live jobs, newest first, from below the seq `before` on."""
-        page: list[tuple[int, str]] = []
         with self._reading():
             for first, gone, packed in self._live.down(before):
                 for row in reversed(LIVE.all(packed)[1]):
-                    if len(page) >= limit:
-                        return page
                     is_below = before is None or row.number < before
                     if is_below and not gone >> (row.number - first) & 1:
-                        page.append((row.number, row.id))
-        return page
+                        yield row.number, row.id
 
-    def ended_page(self, before: int | None, limit: int) -> list[tuple[int, Record]]:
+    def ended_down(self, before: int | None) -> Iterator[tuple[int, Record]]:
         """Give ended jobs, latest end first, each with its place in that order, from below
         the place `before` on.
         """
-        page: list[tuple[int, Record]] = []
         with self._reading():
             for first, gone, packed in self._ended.down(before):
                 kinds, rows = ENDED.all(packed)
                 for row in reversed(rows):
-                    if len(page) >= limit:
-                        return page
                     is_below = before is None or row.number < before
                     if is_below and not gone >> (row.number - first) & 1:
-                        page.append((row.number, ended_record(row, kinds)))
-        return page
+                        yield row.number, ended_record(row, kinds)
 
     def close(self) -> None:
         """Let go of the file and its lock; what was committed stays."""
@@ -311,6 +295,12 @@ class SqliteStore:
         if len(ids) == 1:
             return dict(self._db.execute(_FIND_ONE, ids))
         return dict(self._db.execute(_FIND_MANY, (_encode(ids).decode(),)))
+
+    def _ended_of(self, ids: Sequence[str]) -> Iterator[tuple[EndedRow, list[Kind]]]:
+        asked = self._that_may_have_ended(ids)
+        if asked:
+            with self._reading():
+                yield from self._ended_rows(self._places_of(asked).values())
 
     def _ended_rows(self, places: Iterable[int]) -> Iterator[tuple[EndedRow, list[Kind]]]:
         for packed, some in self._ended.by_block(places):

@@ -1,7 +1,7 @@
 """What operations cost: counted in lines carried out, not in time, so that all machines agree."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -268,13 +268,13 @@ class CountedFinds:
 
     def __init__(self, box: Box) -> None:
         self.finds = 0
-        find = box.store.find
+        read = box.store.read
 
-        def counted(ids: Sequence[str]) -> dict[str, Record]:
+        def counted(ids: Sequence[str]) -> Iterator[Record]:
             self.finds += 1
-            return find(ids)
+            return read(ids)
 
-        box.store.find = counted  # type: ignore[method-assign]
+        box.store.read = counted  # type: ignore[method-assign]
 
 
 def waits_given_up(count: int) -> Callable[[], object]:

@@ -163,9 +163,10 @@ class FaultyStore:
         # Set by a fault, for a while.
         self.is_full = False
         inner = self._inner
-        self.load, self.find, self.results = inner.load, inner.find, inner.results
+        self.load, self.read, self.results = inner.load, inner.read, inner.results
         self.dependents, self.oldest = inner.dependents, inner.oldest
-        self.live_page, self.ended_page, self.close = inner.live_page, inner.ended_page, inner.close
+        self.live_down, self.ended_down, self.close = inner.live_down, inner.ended_down, inner.close
+        self.ended_among = inner.ended_among
 
     @property
     def last_seq(self) -> int:

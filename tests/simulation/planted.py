@@ -175,8 +175,8 @@ _real_post = Server._post
 @_planted()
 def wrong_results_are_handed_to_dependents() -> AbstractContextManager[object]:
     def results(old: Any, self: Any, ids: Any) -> Any:
-        found = old(self, ids)
-        return dict(zip(found, reversed(found.values()), strict=True))
+        found = dict(old(self, ids))
+        return zip(found, reversed(found.values()), strict=True)
 
     return _around(MemoryStore, "results", results)
 

@@ -21,11 +21,12 @@ class Questions(Rules):
                     return m.Error("not_exist", "", tuple(missing), req=request.req)
                 with_args = isinstance(request, m.Status) and request.args
                 jobs = [self.info(self.jobs[id], args=with_args) for id in request.ids]
-                for info, id in zip(jobs, request.ids, strict=True):
-                    info.dependents = tuple(self.dependents.get(id, ()))
                 ok = m.Ok(jobs=tuple(jobs), req=request.req)
                 if isinstance(request, m.Wait):
                     ok.done = not any(id in self.live for id in request.ids)
+                    return ok
+                for info in jobs:
+                    info.dependents = tuple(self.dependents.get(info.id, ()))
                 return ok
             case m.Inputs():
                 results = {
@@ -69,6 +70,8 @@ class Questions(Rules):
         )
 
     def _list(self, request: m.List) -> m.Message | None:
+        # Where the page would end with each of its jobs.
+        self.page_ends: list[tuple[str, int]] = []
         if request.after is not None and request.after not in self.pages:
             return None
         part, below = self.pages.get(request.after or "", ("live", 1 << 60))
@@ -80,7 +83,7 @@ class Questions(Rules):
         ended = [("ended", job.place, job) for job in self.ended.values() if job.place < below]
         order += sorted(ended, key=lambda entry: -entry[1])
         states = (request.state,) if isinstance(request.state, str) else request.state
-        found = []
+        found: list[m.JobInfo] = []
         for number, (part, at, job) in enumerate(order, start=1):
             if (
                 (states is None or job.state in states)
@@ -91,8 +94,8 @@ class Questions(Rules):
                 and (request.until is None or job.queued < request.until)
             ):
                 found.append(self.info(job))
+                self.page_ends.append((part, at))
             if len(found) == request.limit and number < len(order):
-                self.page_end = (part, at)
                 return m.Ok(jobs=tuple(found), after="there is more", req=request.req)
         return m.Ok(jobs=tuple(found), after=None, req=request.req)
 

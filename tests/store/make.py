@@ -94,6 +94,6 @@ def live_ids(store: Store) -> list[str]:
 
 def only(store: Store, id: str) -> Record:
     """The one ended job `id`."""
-    found = store.find([id])
-    assert list(found) == [id]
-    return found[id]
+    [found] = store.read([id])
+    assert found.id == id
+    return found

@@ -68,12 +68,13 @@ def test_new_store_is_empty(store: Store) -> None:
     assert list(store.load()) == []
     assert store.last_seq == 0
     assert store.ended_count == 0
-    assert store.find([id_of(1)]) == {}
-    assert store.results([id_of(1)]) == {}
+    assert store.ended_among([id_of(1)]) == set()
+    assert list(store.read([id_of(1)])) == []
+    assert list(store.results([id_of(1)])) == []
     assert store.dependents([id_of(1)]) == {}
     assert list(store.oldest()) == []
-    assert store.live_page(None, 10) == []
-    assert store.ended_page(None, 10) == []
+    assert list(store.live_down(None)) == []
+    assert list(store.ended_down(None)) == []
 
 
 def test_live_job_comes_back_as_it_was_enqueued(store: Store, make: Maker, reopen: Reopen) -> None:
@@ -247,7 +248,7 @@ def test_results_are_those_of_finished_jobs_alone(
 
     store = reopen(store)
     asked = [nothing.id, finished.id, canceled.id, live.id, id_of(1000)]
-    assert store.results(asked) == {finished.id: b"17", nothing.id: b"null"}
+    assert dict(store.results(asked)) == {finished.id: b"17", nothing.id: b"null"}
 
 
 def test_jobs_end_in_any_order(store: Store, make: Maker, reopen: Reopen) -> None:
@@ -277,7 +278,7 @@ def test_large_args_and_results_come_back_whole(store: Store, make: Maker, reope
 
     store.commit(Writes(ended=[finish(job, job.args.upper()) for job in jobs]))
     store = reopen(store)
-    results = store.results([job.id for job in jobs])
+    results = dict(store.results([job.id for job in jobs]))
     assert [len(results[job.id]) - 2 for job in jobs] == sizes
     assert set(results[jobs[5].id]) == set(b'"A')
 
@@ -297,11 +298,12 @@ def test_ended_jobs_are_found_among_ids_of_every_kind(
     store = reopen(store)
     never = [id_of(301), id_of(499), id_of(501), "00000000-0000-4000-8000-000000000000"]
     above = "ffffffff-ffff-4fff-8fff-ffffffffffff"
-    assert set(store.find([*never, above, live.id, *ids])) == set(ids)
+    assert store.ended_among([*never, above, live.id, *ids]) == set(ids)
     for id in ids:
         assert only(store, id).id == id
     for id in [*never, above, live.id]:
-        assert store.find([id]) == {}
+        assert store.ended_among([id]) == set()
+        assert list(store.read([id])) == []
 
 
 def test_thousands_are_found_at_once(store: Store, make: Maker, reopen: Reopen) -> None:
@@ -309,8 +311,8 @@ def test_thousands_are_found_at_once(store: Store, make: Maker, reopen: Reopen) 
     insert_and_finish(store, jobs)
 
     store = reopen(store)
-    found = store.find([job.id for job in jobs] + [id_of(n) for n in range(10_000, 13_000)])
-    assert {id: record.seq for id, record in found.items()} == {job.id: job.seq for job in jobs}
+    found = store.read([job.id for job in jobs] + [id_of(n) for n in range(10_000, 13_000)])
+    assert {record.id: record.seq for record in found} == {job.id: job.seq for job in jobs}
 
 
 # ---- dependents ------------------------------------------------------------------------------
@@ -378,7 +380,7 @@ def test_removed_job_is_forgotten(store: Store, make: Maker, reopen: Reopen) -> 
 
     store = reopen(store)
     assert store.ended_count == 1
-    assert list(store.find([job.id for job in jobs])) == [jobs[299].id]
+    assert list(store.ended_among([job.id for job in jobs])) == [jobs[299].id]
     assert list(store.oldest()) == [(jobs[299].id, ENDED)]
     assert store.last_seq == 600
 
@@ -408,13 +410,13 @@ def test_retried_job_is_live_again_under_its_id(store: Store, make: Maker, reope
     (record,) = store.load()
     assert (record.id, record.seq, record.args) == (job.id, 3, b"2")
     assert (record.attempt, record.spared, record.started) == (1, 1, None)
-    assert store.find([job.id]) == {}
+    assert list(store.read([job.id])) == []
     assert store.dependents([root.id]) == {root.id: [job.id]}
 
     store.commit(Writes(ended=[finish(start(again), b'"second"')]))
     store = reopen(store)
     assert only(store, job.id).attempt == 2
-    assert store.results([job.id]) == {job.id: b'"second"'}
+    assert dict(store.results([job.id])) == {job.id: b'"second"'}
     assert store.ended_count == 2
 
 
@@ -482,13 +484,13 @@ def test_live_pages_lead_from_the_newest_to_the_oldest(
     store = reopen(store)
     pages = []
     before = None
-    while page := store.live_page(before, 40):
+    while page := list(islice(store.live_down(before), 40)):
         pages.append(page)
         before = page[-1][0]
 
     assert [len(page) for page in pages] == [40, 40, 40, 30]
     assert [entry for page in pages for entry in page] == left
-    assert store.live_page(650, 1) == [(100, jobs[99].id)]
+    assert list(islice(store.live_down(650), 1)) == [(100, jobs[99].id)]
 
 
 def test_ended_pages_lead_from_the_latest_end_to_the_first(
@@ -504,7 +506,7 @@ def test_ended_pages_lead_from_the_latest_end_to_the_first(
     store = reopen(store)
     ids: list[str] = []
     before = None
-    while page := store.ended_page(before, 90):
+    while page := list(islice(store.ended_down(before), 90)):
         places = [place for place, _ in page]
         assert places == sorted(places, reverse=True)
         ids += [record.id for _, record in page]

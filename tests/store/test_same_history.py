@@ -82,18 +82,18 @@ class History:
 
 def image(store: Store, ids: list[str]) -> tuple[object, ...]:
     """All that a store can be asked for."""
-    found = store.find(ids)
     return (
         store.last_seq,
         store.ended_count,
         [known(record) for record in store.load()],
-        {id: known(record) for id, record in found.items()},
-        store.results(ids),
+        {record.id: known(record) for record in store.read(ids)},
+        store.ended_among(ids),
+        dict(store.results(ids)),
         {id: sorted(those) for id, those in store.dependents(ids).items()},
-        store.live_page(None, 10_000),
+        list(store.live_down(None)),
         # Jobs that are deferred together may stand in any order.
         sorted(store.oldest()),
-        sorted(known(record) for _, record in store.ended_page(None, 10_000)),
+        sorted(known(record) for _, record in store.ended_down(None)),
     )
 
 
@@ -120,5 +120,5 @@ def test_stores_are_the_same_after_the_same_history(seed: int, tmp_path: Path) -
             sqlite = open_store(url)
             ids = [*history.live, *history.ended, *gone]
             assert image(sqlite, ids) == image(memory, ids)
-            assert set(sqlite.find(ids)) == set(history.ended)
+            assert sqlite.ended_among(ids) == set(history.ended)
     sqlite.close()

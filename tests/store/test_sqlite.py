@@ -255,7 +255,7 @@ def test_closed_store_says_so(path: Path) -> None:
     with pytest.raises(StoreError, match="is closed"):
         insert(store, Maker().job())
     with pytest.raises(StoreError, match="is closed"):
-        store.find([id_of(1)])
+        list(store.read([id_of(1)]))
 
 
 # ---- forms of the tables ---------------------------------------------------------------------
@@ -516,7 +516,7 @@ def test_kill_during_commits_keeps_whole_commits_and_all_acknowledged_ones(path:
             # Ends come with the commit after: only the last batch of each life stays live.
             assert len(live) % 7 == 0
             ids = [id_of(seq) for seq in range(1, store.last_seq + 1)]
-            found = store.find(ids)
+            found = store.ended_among(ids)
             assert len(found) == store.ended_count == store.last_seq - len(live)
             assert {*found, *(record.id for record in live)} == set(ids)
 

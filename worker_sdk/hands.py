@@ -166,12 +166,18 @@ class Hands:
         if self._is_over:
             return None
         ready = self._agent.ready
+        is_part = False
         if not ready:
             # Nobody relies on the descriptors now, so the first job found may run at once.
-            self._exchange(now, until_ready=self._watcher is None)
+            is_part = self._watcher is None
+            self._exchange(now, until_ready=is_part)
         elif now - self._exchanged > FLUSH_S or ready[0].type not in self._workload.fleeting:
             self._exchange(now)
         assignment = self._pick(now, runs_handlers=True)
+        if assignment is None and is_part:
+            # It was for the event loop, and this hand is about to rest on the descriptors.
+            self._exchange(now)
+            assignment = self._pick(now, runs_handlers=True)
         if assignment is None:
             return None
         if assignment.type not in self._workload.fleeting:

@@ -24,6 +24,7 @@ from worker_sdk import (
     Worker,
 )
 from worker_sdk.errors import PointsmanError
+from worker_sdk.hands import Hands
 
 pytest_plugins = ["worker_sdk.testing"]
 
@@ -345,6 +346,34 @@ def test_a_handler_that_computes_sees_the_cancel_at_once(
     until(lambda: bool(ended), "the handler has stopped")
 
     assert ended[0] - asked < 1.0
+
+
+def hands_of(worker: Worker) -> Hands:
+    assert worker._hands is not None
+    return worker._hands
+
+
+def test_a_worker_hears_what_comes_while_an_async_handler_waits() -> None:
+    # With heartbeats so far apart that nothing else makes it look.
+    with LocalBroker(heartbeat_limit="60s") as broker, Client(broker.endpoint) as client:
+        worker = Worker(broker.endpoint, concurrency=4, grace=0)
+        worker.add("plain", lambda job: "ran")
+        is_waiting = threading.Event()
+
+        @worker.job("waiting")
+        async def wait(job: Job) -> None:
+            is_waiting.set()
+            await asyncio.sleep(60)
+
+        with worker:
+            client.run("plain", wait_timeout=WAIT_S)
+            # Until then it would look because of that.
+            until(lambda: hands_of(worker)._agent.settled, "the outcome is confirmed")
+            waiting = client.enqueue("waiting")
+            assert is_waiting.wait(WAIT_S)
+
+            assert client.run("plain", wait_timeout=5) == "ran"
+            client.cancel(waiting)
 
 
 def test_an_async_handler_is_canceled_where_it_waits(make: Make, pointsman_client: Client) -> None:

@@ -93,9 +93,10 @@ def run(function: Callable[[Job], Any], job: Job) -> Verdict:
     """Call a plain function; whatever it does is the job's outcome."""
     try:
         value = function(job)
+        # In here too: to write a value down may call code of the user's own.
+        return NOTHING if value is None else returned(value)
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
         return failed(error)
-    return NOTHING if value is None else returned(value)
 
 
 def returned(value: Any) -> Verdict:
@@ -110,12 +111,7 @@ def failed(error: BaseException) -> Failed:
     """What is said of a handler that raised: ``Type: message``, and where."""
     if isinstance(error, JobRejected):
         return Failed(_headline(error), retry=False)
-    # The first frame is this package's own.
-    frames = error.__traceback__.tb_next if error.__traceback__ else None
-    text = "".join(traceback.format_exception(type(error), error, frames, limit=-20))
-    if len(text) > TRACEBACK_CHARACTERS:
-        text = "…" + text[-TRACEBACK_CHARACTERS:]
-    return Failed(f"{_headline(error)}\n\n{unicode_only(text)}")
+    return Failed(f"{_headline(error)}\n\n{unicode_only(_traceback(error))}")
 
 
 def unicode_only(text: str) -> str:
@@ -129,6 +125,16 @@ def too_large(size_bytes: int, limit_bytes: int) -> Failed:
         f"TooLarge: the result has {size_bytes:,} bytes of JSON, and the broker takes messages of "
         f"{limit_bytes:,} bytes at most"
     )
+
+
+def _traceback(error: BaseException) -> str:
+    # The first frame is this package's own.
+    frames = error.__traceback__.tb_next if error.__traceback__ else None
+    try:
+        text = "".join(traceback.format_exception(type(error), error, frames, limit=-20))
+    except Exception:  # noqa: BLE001 - as below; a SyntaxError made by hand is enough
+        return "(its traceback could not be made)"
+    return text if len(text) <= TRACEBACK_CHARACTERS else "…" + text[-TRACEBACK_CHARACTERS:]
 
 
 def _headline(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from worker_sdk.agent import Agent, Link
 from worker_sdk.dealer import Dealer
 from worker_sdk.errors import ClientClosed, PointsmanError, from_wire
 from worker_sdk.executors import Child, Ended, EventLoop
-from worker_sdk.handlers import Handler, Succeeded, Verdict, run, too_large
+from worker_sdk.handlers import Handler, Succeeded, Verdict, failed, run, too_large
 from worker_sdk.job import Job
 from worker_sdk.keys import Keys
 from worker_sdk.messages import Assignment, Error, Inputs, Ok
@@ -116,12 +116,15 @@ class Hands:
         while job is not None:
             handler = self._handlers[job._assignment.type]
             began = monotonic()
-            if handler.executor == "thread":
-                verdict = run(handler.function, job)
-            else:
-                if child is None:
-                    child = Child(name)
-                verdict = child.run(handler, job, self.report)
+            try:
+                if handler.executor == "thread":
+                    verdict = run(handler.function, job)
+                else:
+                    if child is None:
+                        child = Child(name)
+                    verdict = child.run(handler, job, self.report)
+            except BaseException as error:  # noqa: BLE001 - it must cost this job's attempt alone
+                verdict = failed(error)
             ended = monotonic()
             job = self._end_and_next(rest, job, verdict, ended - began, ended)
         if child is not None:

@@ -24,6 +24,8 @@ from worker_sdk import (
     Worker,
 )
 from worker_sdk.errors import PointsmanError
+from worker_sdk.handlers import Verdict
+from worker_sdk.handlers import run as run_handler
 from worker_sdk.hands import Hands
 
 pytest_plugins = ["worker_sdk.testing"]
@@ -254,6 +256,26 @@ def test_sys_exit_in_a_handler_ends_its_attempt_only(make: Make, pointsman_clien
 
     assert pointsman_client.result(id, timeout=WAIT_S) == "alive"
     assert status(pointsman_client, leaving).error is not None
+
+
+def test_an_error_outside_of_the_handler_costs_one_attempt_and_no_thread(
+    make: Make, pointsman_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [RuntimeError("a fault of the worker's own")]
+
+    def run(function: Callable[[Job], Any], job: Job) -> Verdict:
+        if faults:
+            raise faults.pop()
+        return run_handler(function, job)
+
+    monkeypatch.setattr("worker_sdk.hands.run", run)
+    worker = make(concurrency=1)
+    worker.add("t", lambda job: job.attempt)
+    worker.start()
+
+    id = pointsman_client.enqueue("t", backoff=0)
+
+    assert pointsman_client.result(id, timeout=WAIT_S) == 2
 
 
 def test_progress_is_seen_while_the_job_runs(make: Make, pointsman_client: Client) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -135,6 +136,13 @@ async def _outcome(job: Job, function: Callable[[Job], Awaitable[Any]]) -> Ended
     return Ended(job, verdict, monotonic() - began)
 
 
+class _Process(NamedTuple):
+    """A process that was started, and the pipe to it."""
+
+    handle: SpawnProcess
+    connection: Connection
+
+
 class Child:
     """A process for one of a worker's threads; started when first needed, and anew when it died."""
 
@@ -142,82 +150,92 @@ class Child:
         self._name = name
         # Readable once the present job is to be stopped.
         self._stop_in, self._stop_out = os.pipe()
-        self._start()
-
-    def _start(self) -> None:
-        context = get_context("spawn")
-        self._connection: Connection
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=child.main, args=(theirs,), name=self._name, daemon=True
-        )
-        self._process.start()
-        theirs.close()
+        self._process: _Process | None = None
 
     def run(self, handler: Handler, job: Job, report: Callable[[Job, bytes], None]) -> Verdict:
         """Run a job in the process, to its end or to the process's."""
         try:
             assignment = job._with_all_inputs()
+            process = self._started()
         except Exception as error:  # noqa: BLE001 - the job's failure, whatever it is
             return failed(error)
-        if not self._process.is_alive():
-            self._connection.close()
-            self._start()
         job._on_stop = self._ask_to_stop
         if job.canceled:
             self._ask_to_stop()
         try:
             call = child.Call(handler.import_name, assignment)
-            self._connection.send_bytes(msgspec.json.encode(call))
-            return self._attend(job, report)
+            process.connection.send_bytes(msgspec.json.encode(call))
+            return self._attend(process, job, report)
         except (EOFError, OSError):
-            return self._died(job)
+            return _died(process, job)
         finally:
             job._on_stop = None
 
-    def _attend(self, job: Job, report: Callable[[Job, bytes], None]) -> Verdict:
+    def _started(self) -> _Process:
+        """The process, started if there is none that lives; OSError if the system has no room."""
+        if self._process is not None:
+            if self._process.handle.is_alive():
+                return self._process
+            self._process.connection.close()
+            self._process = None
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        handle = context.Process(target=child.main, args=(theirs,), name=self._name, daemon=True)
+        with theirs:
+            try:
+                handle.start()
+            except BaseException:
+                ours.close()
+                raise
+        self._process = _Process(handle, ours)
+        return self._process
+
+    def _attend(self, process: _Process, job: Job, report: Callable[[Job, bytes], None]) -> Verdict:
         """Pass on what the process says until it gives its verdict; EOFError if it ends first."""
         kill_at: float | None = None
         while True:
             left_s = None if kill_at is None else max(0.0, kill_at - monotonic())
-            news = wait([self._connection, self._stop_in], left_s)
-            if self._connection in news:
-                data = self._connection.recv_bytes()
+            news = wait([process.connection, self._stop_in], left_s)
+            if process.connection in news:
+                data = process.connection.recv_bytes()
                 if data[:1] != child.PROGRESS:
                     return child.unpacked(data)
                 report(job, data[1:])
             elif news:
                 os.read(self._stop_in, 4096)
                 if job.canceled:  # else it was meant for the job before, and came too late
-                    self._process.terminate()
+                    process.handle.terminate()
                     kill_at = monotonic() + TERMINATE_S
             else:
-                self._process.kill()
+                process.handle.kill()
                 kill_at = None
 
     def _ask_to_stop(self) -> None:
         os.write(self._stop_out, b"\0")
 
-    def _died(self, job: Job) -> Verdict:
-        self._process.join()
-        code = self._process.exitcode
-        if job.canceled:
-            return Failed("canceled")
-        if code is not None and code < 0:
-            try:
-                cause = f"was killed by {signal.Signals(-code).name}"
-            except ValueError:
-                cause = f"was killed by signal {-code}"
-        else:
-            cause = f"ended with exit code {code}"
-        return Failed(f"ProcessDied: the process that ran this attempt {cause}")
-
     def close(self) -> None:
         """End the process."""
-        self._connection.close()
-        self._process.join(TERMINATE_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        if self._process is not None:
+            handle, connection = self._process
+            connection.close()
+            handle.join(TERMINATE_S)
+            if handle.is_alive():
+                handle.kill()
+                handle.join()
         os.close(self._stop_in)
         os.close(self._stop_out)
+
+
+def _died(process: _Process, job: Job) -> Verdict:
+    process.handle.join()
+    code = process.handle.exitcode
+    if job.canceled:
+        return Failed("canceled")
+    if code is not None and code < 0:
+        try:
+            cause = f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            cause = f"was killed by signal {-code}"
+    else:
+        cause = f"ended with exit code {code}"
+    return Failed(f"ProcessDied: the process that ran this attempt {cause}")

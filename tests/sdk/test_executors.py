@@ -1,15 +1,21 @@
 """Handlers in processes of their own: results, inputs, progress, deaths, cancel."""
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import pytest
 
 from broker import LocalBroker
 from tests.sdk import process_handlers
-from worker_sdk import Client, JobFailed, JobStatus, Worker
+from worker_sdk import Client, Job, JobFailed, JobStatus, Worker
+from worker_sdk.executors import Child
+from worker_sdk.handlers import Failed, Verdict, make_handler
+from worker_sdk.ids import new_id
+from worker_sdk.messages import Assignment
 
 pytest_plugins = ["worker_sdk.testing"]
 
@@ -116,3 +122,53 @@ def test_the_process_ends_with_its_worker(
 
     until(lambda: not is_alive(pid), "the process has ended")
     assert status(pointsman_client, id).state == "ready"
+
+
+def refuse_starts(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Have the system refuse so many new processes."""
+    refusals = [BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))] * times
+    start = SpawnProcess.start
+
+    def start_or_not(process: SpawnProcess) -> None:
+        if refusals:
+            raise refusals.pop()
+        start(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", start_or_not)
+
+
+def test_a_process_that_cannot_be_started_fails_the_attempt_only(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_starts(monkeypatch, 2)
+
+    with pytest.raises(JobFailed, match=r"BlockingIOError: .*temporarily unavailable"):
+        client.run("pid", max_attempts=1, wait_timeout=WAIT_S)
+    id = client.enqueue("pid", backoff=0)
+
+    assert client.result(id, timeout=WAIT_S) != os.getpid()
+    assert status(client, id).attempt == 2
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    child = Child("child")
+    yield child
+    child.close()
+
+
+def run_in(child: Child, function: Callable[[Job], Any], report: Any = None) -> Verdict:
+    """Run a job with this handler in the child."""
+    handler = make_handler("t", function, "process", "thread", None)
+    return child.run(handler, Job(Assignment(new_id(), 1, "t"), report), report)
+
+
+def test_a_process_that_cannot_be_started_anew_is_ended_all_the_same(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in(child, process_handlers.leave)
+    refuse_starts(monkeypatch, 1)
+
+    verdict = run_in(child, process_handlers.pid)
+
+    assert isinstance(verdict, Failed)  # and the fixture closes what is left

@@ -1,7 +1,7 @@
 """The process that runs handlers with ``executor="process"``, one job at a time.
 
-It speaks with the worker's process over a pipe: JSON in, JSON out, each message with one byte
-before it that says what it is. It ends when the pipe does, so none outlives its worker.
+It speaks with the worker's process over a pipe: calls come in, and what goes out are a worker's
+own messages, each about one attempt. It ends when the pipe does, so none outlives its worker.
 """
 
 from __future__ import annotations
@@ -20,11 +20,7 @@ from msgspec import Raw, Struct
 
 from worker_sdk.handlers import Failed, Succeeded, Verdict, failed, run
 from worker_sdk.job import Job
-from worker_sdk.messages import Assignment
-
-PROGRESS = b"p"
-RESULT = b"r"
-FAILURE = b"f"
+from worker_sdk.messages import Assignment, Fail, Failure, Finish, Outcome, Progress, Step
 
 
 class Call(Struct):
@@ -32,13 +28,6 @@ class Call(Struct):
 
     handler: str
     job: Assignment
-
-
-class Failure(Struct):
-    """How a handler failed."""
-
-    error: str
-    retry: bool
 
 
 class ChildDesk:
@@ -49,7 +38,9 @@ class ChildDesk:
 
     def report(self, job: Job, value: bytes) -> None:
         """Pass progress on to the worker's process."""
-        self._send(PROGRESS + value)
+        about = job._assignment
+        step = Step(about.id, about.attempt, Raw(value))
+        self._send(msgspec.json.encode(Progress(jobs=(step,))))
 
     def fetch_inputs(self, job: Job, ids: tuple[str, ...]) -> dict[str, Raw]:
         """Nothing: the worker's process fetches all before it calls."""
@@ -76,7 +67,7 @@ def main(connection: Connection) -> None:
 
     desk = ChildDesk(send)
     while True:
-        send(_packed(_carry_out(calls.get(), desk)))
+        send(_carry_out(calls.get(), desk))
 
 
 def _listen(connection: Connection, calls: SimpleQueue[bytes]) -> None:
@@ -87,13 +78,13 @@ def _listen(connection: Connection, calls: SimpleQueue[bytes]) -> None:
             os._exit(0)
 
 
-def _carry_out(data: bytes, desk: ChildDesk) -> Verdict:
+def _carry_out(data: bytes, desk: ChildDesk) -> bytes:
     call = msgspec.json.decode(data, type=Call)
     try:
         function = find(call.handler)
     except BaseException as error:  # noqa: BLE001 - the user's module: whatever importing it does
-        return failed(error)
-    return run(function, Job(call.job, desk))
+        return _packed(call.job, failed(error))
+    return _packed(call.job, run(function, Job(call.job, desk)))
 
 
 def find(import_name: str) -> Callable[[Job], Any]:
@@ -106,15 +97,27 @@ def find(import_name: str) -> Callable[[Job], Any]:
     return function
 
 
-def _packed(verdict: Verdict) -> bytes:
+def _packed(job: Assignment, verdict: Verdict) -> bytes:
+    message: Finish | Fail
     if isinstance(verdict, Succeeded):
-        return RESULT + verdict.result
-    return FAILURE + msgspec.json.encode(Failure(verdict.error, verdict.retry))
+        message = Finish(jobs=(Outcome(job.id, job.attempt, Raw(verdict.result)),))
+    else:
+        message = Fail(jobs=(Failure(job.id, job.attempt, verdict.error, verdict.retry),))
+    return msgspec.json.encode(message)
 
 
-def unpacked(data: bytes) -> Verdict:
-    """The verdict that a child sent."""
-    if data[:1] == RESULT:
-        return Succeeded(data[1:])
-    failure = msgspec.json.decode(data[1:], type=Failure)
-    return Failed(failure.error, failure.retry)
+def unpacked(data: bytes) -> Step | Outcome | Failure:
+    """What a child said of an attempt."""
+    message: Progress | Finish | Fail = _decode(data)
+    (said,) = message.jobs
+    return said
+
+
+_decode = msgspec.json.Decoder(Progress | Finish | Fail).decode
+
+
+def verdict_of(ending: Outcome | Failure) -> Verdict:
+    """How an attempt ended, as its child said it."""
+    if isinstance(ending, Outcome):
+        return Succeeded(bytes(ending.result))
+    return Failed(ending.error, ending.retry)

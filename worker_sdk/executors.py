@@ -20,6 +20,7 @@ import msgspec
 from worker_sdk import child
 from worker_sdk.handlers import NOTHING, Failed, Handler, Verdict, failed, returned
 from worker_sdk.job import Job
+from worker_sdk.messages import Step
 
 TERMINATE_S = 1.0
 """How long a child has from SIGTERM to SIGKILL."""
@@ -197,10 +198,12 @@ class Child:
             left_s = None if kill_at is None else max(0.0, kill_at - monotonic())
             news = wait([process.connection, self._stop_in], left_s)
             if process.connection in news:
-                data = process.connection.recv_bytes()
-                if data[:1] != child.PROGRESS:
-                    return child.unpacked(data)
-                report(job, data[1:])
+                said = child.unpacked(process.connection.recv_bytes())
+                if (said.id, said.attempt) != (job._assignment.id, job.attempt):
+                    continue  # of a job before this one, by a thread that its handler left behind
+                if not isinstance(said, Step):
+                    return child.verdict_of(said)
+                report(job, bytes(said.value))
             elif news:
                 os.read(self._stop_in, 4096)
                 if job.canceled:  # else it was meant for the job before, and came too late

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -41,3 +42,23 @@ def reject(job: Job) -> None:
 
 def broken_result(job: Job) -> Any:
     return float("nan")
+
+
+_go_on = threading.Event()
+_left_behind: list[threading.Thread] = []
+
+
+def leave_a_thread_behind(job: Job) -> None:
+    def report_late() -> None:
+        _go_on.wait()
+        job.progress("late")
+
+    _left_behind.append(threading.Thread(target=report_late, daemon=True))
+    _left_behind[0].start()
+    job.progress("in time")
+
+
+def let_it_report(job: Job) -> None:
+    _go_on.set()
+    _left_behind[0].join()
+    job.progress("its own")

@@ -157,10 +157,13 @@ def child() -> Iterator[Child]:
     child.close()
 
 
-def run_in(child: Child, function: Callable[[Job], Any], report: Any = None) -> Verdict:
+def run_in(
+    child: Child, function: Callable[[Job], Any], report: Any = None, type: str = "t"
+) -> Verdict:
     """Run a job with this handler in the child."""
-    handler = make_handler("t", function, "process", "thread", None)
-    return child.run(handler, Job(Assignment(new_id(), 1, "t"), report), report)
+    handler = make_handler(type, function, "process", "thread", None)
+    no_desk: Any = None
+    return child.run(handler, Job(Assignment(new_id(), 1, type), no_desk), report)
 
 
 def test_a_process_that_cannot_be_started_anew_is_ended_all_the_same(
@@ -172,3 +175,15 @@ def test_a_process_that_cannot_be_started_anew_is_ended_all_the_same(
     verdict = run_in(child, process_handlers.pid)
 
     assert isinstance(verdict, Failed)  # and the fixture closes what is left
+
+
+def test_what_a_thread_reports_that_was_left_behind_is_not_the_next_jobs(child: Child) -> None:
+    reports: list[tuple[str, bytes]] = []
+
+    def report(job: Job, value: bytes) -> None:
+        reports.append((job.type, value))
+
+    run_in(child, process_handlers.leave_a_thread_behind, report, type="first")
+    run_in(child, process_handlers.let_it_report, report, type="second")
+
+    assert reports == [("first", b'"in time"'), ("second", b'"its own"')]

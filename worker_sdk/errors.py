@@ -74,7 +74,7 @@ class InvalidRequest(PointsmanError, ValueError):
 
 
 class TooLarge(PointsmanError):
-    """The request exceeds the size of message that the broker takes."""
+    """The request, or its answer, exceeds the size of message that the broker takes or sends."""
 
     code = "too_large"
 

@@ -42,7 +42,7 @@ LONGEST_HOLD_S = 10.0
 """A longer wait is asked for in parts, so that a lost one is noticed."""
 
 IDS_A_REQUEST = 10_000
-"""More ids are asked for in parts: an answer can be many times as large as its request."""
+"""More ids are asked for in pieces: an answer can be many times as large as its request."""
 
 
 class JobOptions(TypedDict, total=False):
@@ -167,10 +167,12 @@ def run(
 
 def status(ids: AnyId | Iterable[AnyId], args: bool = False) -> Steps[JobStatus | list[JobStatus]]:
     """The present status of one job, or of each."""
+
+    def ask(piece: tuple[str, ...]) -> Steps[list[JobInfo]]:
+        return list((yield Request(Status(ids=piece, args=args), _read_jobs)))
+
     wanted = _many(ids)
-    infos: list[JobInfo] = []
-    for piece in _pieces(as_texts(wanted)):
-        infos += yield Request(Status(ids=piece, args=args), lambda ok: _there(ok.jobs, "jobs"))
+    infos = yield from _in_pieces(as_texts(wanted), ask)
     return _as_asked(ids, _in_order(infos, _texts_as_given(wanted)))
 
 
@@ -190,16 +192,47 @@ def _wait_all(
     ids: Sequence[AnyId], timeout: Duration | None, clock: Callable[[], float]
 ) -> Steps[list[JobInfo]]:
     end = _end(timeout, clock)
+    infos = yield from _in_pieces(as_texts(ids), lambda piece: _wait_piece(piece, end, clock))
+    return _in_order(infos, _texts_as_given(ids))
+
+
+def _wait_piece(
+    waiting: tuple[str, ...], end: float | None, clock: Callable[[], float]
+) -> Steps[list[JobInfo]]:
     ended: list[JobInfo] = []
-    for piece in _pieces(as_texts(ids)):
-        done = False
-        while not done:
-            hold_s = _hold(end, clock)
-            infos, done = yield Request(Wait(ids=piece, timeout=hold_s), _read_wait, hold_s=hold_s)
-            if not done and end is not None and clock() >= end:
-                raise _wait_timeout([info for info in infos if info.state not in job_status.ENDED])
-        ended += infos
-    return _in_order(ended, _texts_as_given(ids))
+    while waiting:
+        hold_s = _hold(end, clock)
+        infos, done = yield Request(Wait(ids=waiting, timeout=hold_s), _read_wait, hold_s=hold_s)
+        if done:
+            return [*ended, *infos]
+        left = [info for info in infos if info.state not in job_status.ENDED]
+        if left and end is not None and clock() >= end:
+            raise _wait_timeout(left)
+        # Those that have ended are not asked for again: their results may be large.
+        ended += [info for info in infos if info.state in job_status.ENDED]
+        waiting = tuple(info.id for info in left)
+    return ended
+
+
+def _in_pieces(
+    ids: tuple[str, ...], ask: Callable[[tuple[str, ...]], Steps[list[JobInfo]]]
+) -> Steps[list[JobInfo]]:
+    """What `ask` gives for all of the ids, asked for no more at a time than one answer holds."""
+    infos: list[JobInfo] = []
+    start, size = 0, IDS_A_REQUEST
+    while start < len(ids):
+        piece = ids[start : start + size]
+        try:
+            infos += yield from ask(piece)
+        except TooLarge:
+            if len(piece) == 1:
+                raise
+            size = len(piece) // 2
+        else:
+            start += len(piece)
+            # Others may have smaller results, so a few more are tried.
+            size = min(size + size // 4 + 1, IDS_A_REQUEST)
+    return infos
 
 
 def _end(timeout: Duration | None, clock: Callable[[], float]) -> float | None:
@@ -210,8 +243,12 @@ def _hold(end: float | None, clock: Callable[[], float]) -> float:
     return LONGEST_HOLD_S if end is None else min(max(0.0, end - clock()), LONGEST_HOLD_S)
 
 
+def _read_jobs(ok: Ok) -> tuple[JobInfo, ...]:
+    return _there(ok.jobs, "jobs")
+
+
 def _read_wait(ok: Ok) -> tuple[tuple[JobInfo, ...], bool]:
-    return _there(ok.jobs, "jobs"), _there(ok.done, "done")
+    return _read_jobs(ok), _there(ok.done, "done")
 
 
 def _wait_timeout(waiting: Sequence[JobInfo]) -> WaitTimeout:
@@ -244,7 +281,7 @@ def list_jobs(
     )
     page = Page()
     infos, page.after = yield Request(
-        message, lambda ok: (_there(ok.jobs, "jobs"), None if ok.after is UNSET else ok.after)
+        message, lambda ok: (_read_jobs(ok), None if ok.after is UNSET else ok.after)
     )
     page.extend(map(job_status.from_wire, infos))
     return page
@@ -333,11 +370,6 @@ def _as_asked(ids: AnyId | Iterable[AnyId], infos: list[JobInfo]) -> JobStatus |
 def _texts_as_given(ids: Iterable[AnyId]) -> list[str]:
     """All ids in the wire's form, repeated where they are repeated."""
     return [str(as_uuid(id)) for id in ids]
-
-
-def _pieces(texts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    for start in range(0, len(texts), IDS_A_REQUEST):
-        yield texts[start : start + IDS_A_REQUEST]
 
 
 def _fitting(texts: tuple[str, ...], limit_bytes: int) -> tuple[str, ...]:

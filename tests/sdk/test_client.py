@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.sdk.scripted_broker import ScriptedBroker, in_turn
+from tests.sdk.scripted_broker import Script, ScriptedBroker, in_turn
 from worker_sdk.client import Client
 from worker_sdk.errors import (
     BrokerBusy,
@@ -16,6 +16,7 @@ from worker_sdk.errors import (
     JobConflict,
     JobFailed,
     ProtocolError,
+    TooLarge,
     WaitTimeout,
 )
 from worker_sdk.graph import JobSpec
@@ -223,6 +224,62 @@ def test_wait_timeout_names_who_has_not_ended() -> None:
                 client.wait([one, two], timeout=0)
 
     assert caught.value.ids == (two,)
+
+
+def test_wait_does_not_ask_again_for_what_has_ended() -> None:
+    one, two = new_uuid(), new_uuid()
+    first = {"op": "ok", "jobs": [job(one, "finished"), job(two, "running")], "done": False}
+    second = {"op": "ok", "jobs": [job(two, "finished", result=2)], "done": True}
+
+    with ScriptedBroker(in_turn(first, second)) as broker, Client(broker.endpoint) as client:
+        assert [status.id for status in client.wait([one, two])] == [one, two]
+
+        assert [request.ids for request in broker.requests] == [
+            (str(one), str(two)),
+            (str(two),),
+        ]
+
+
+def with_room_for(bytes_: int, sizes: dict[str, int]) -> Script:
+    """Answers what it is asked about ended jobs of these sizes, if an answer can hold that."""
+
+    def script(request: Any) -> Any:
+        if sum(sizes[id] for id in request.ids) > bytes_:
+            return {"op": "error", "code": "too_large", "message": "ask for less"}
+        return {"op": "ok", "jobs": [job(id, "finished") for id in request.ids], "done": True}
+
+    return script
+
+
+@pytest.mark.parametrize("ask", [Client.status, Client.wait])
+def test_jobs_too_large_for_one_answer_are_asked_for_in_pieces(ask: Any) -> None:
+    ids = [new_id() for _ in range(40)]
+    script = with_room_for(16, dict.fromkeys(ids, 1))
+
+    with ScriptedBroker(script) as broker, Client(broker.endpoint) as client:
+        statuses = ask(client, ids)
+
+        assert [str(status.id) for status in statuses] == ids
+        assert len(broker.requests) < 10
+
+
+def test_few_large_jobs_do_not_make_all_pieces_small() -> None:
+    ids = [new_id() for _ in range(1000)]
+    sizes = dict.fromkeys(ids, 0) | {ids[0]: 16, ids[1]: 16}
+
+    with ScriptedBroker(with_room_for(16, sizes)) as broker, Client(broker.endpoint) as client:
+        assert len(client.status(ids)) == 1000
+
+        assert len(broker.requests) < 50
+
+
+def test_job_that_is_too_large_by_itself_is_said_so() -> None:
+    ids = [new_id() for _ in range(2)]
+    script = with_room_for(16, {ids[0]: 1, ids[1]: 17})
+
+    with ScriptedBroker(script) as broker, Client(broker.endpoint) as client:
+        with pytest.raises(TooLarge, match="ask for less"):
+            client.wait(ids)
 
 
 def test_failed_job_raises_what_it_said() -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import zmq
 
+from broker import LocalBroker
 from worker_sdk import (
     AsyncClient,
     Client,
@@ -20,6 +21,7 @@ from worker_sdk import (
     JobFailed,
     JobNotExist,
     JobSpec,
+    JobStatus,
     WaitTimeout,
 )
 from worker_sdk.encoding import pack, unpack_worker_event
@@ -256,3 +258,17 @@ def test_asynchronous_client_does_all_that_the_other_does(
         assert await client.stats()
 
     asyncio.run(main())
+
+
+def test_jobs_too_large_for_one_answer_are_asked_for_in_pieces() -> None:
+    with LocalBroker(max_message=65_536) as broker, Client(broker.endpoint) as client:
+        large = "x" * 30_000
+        ids = [client.enqueue("a", large) for _ in range(20)]
+
+        async def ask() -> list[JobStatus]:
+            async with AsyncClient(broker.endpoint) as client:
+                return await client.status(ids, args=True)
+
+        for statuses in (client.status(ids, args=True), asyncio.run(ask())):
+            assert [status.id for status in statuses] == ids
+            assert all(status.args == large for status in statuses)

@@ -239,7 +239,7 @@ class AsyncClient:
         return await self._carry_out(requests.cancel(ids, self.message_limit))
 
     async def retry(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:
-        """Run failed or canceled jobs again; all that run again, dependents too."""
+        """Run failed or canceled jobs again; all that do, dependents too; ``ids`` if too many."""
         return await self._carry_out(requests.retry(ids, self.message_limit))
 
     async def delete(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:

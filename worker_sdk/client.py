@@ -209,7 +209,7 @@ class Client:
         return self._carry_out(requests.cancel(ids, self.message_limit))
 
     def retry(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:
-        """Run failed or canceled jobs again; all that run again, dependents too."""
+        """Run failed or canceled jobs again; all that do, dependents too; ``ids`` if too many."""
         return self._carry_out(requests.retry(ids, self.message_limit))
 
     def delete(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:

@@ -314,11 +314,16 @@ def cancel(ids: AnyId | Iterable[AnyId], limit_bytes: int) -> Steps[bool | list[
 
 
 def retry(ids: AnyId | Iterable[AnyId], limit_bytes: int) -> Steps[list[UUID]]:
-    """All jobs that run again by this."""
+    """All jobs that run again by this; if an answer has no room for them, those asked for."""
     texts = _fitting(as_texts(_many(ids)), limit_bytes)
+
+    def read(ok: Ok) -> list[UUID]:
+        # It was done, and ids that are too many to be told are left out.
+        return list(map(as_uuid, texts)) if ok.ids is UNSET else _read_ids(ok)
+
     revived: list[UUID] = []
     if texts:
-        revived = yield Request(Retry(ids=texts), _read_ids)
+        revived = yield Request(Retry(ids=texts), read)
     return revived
 
 

@@ -365,6 +365,15 @@ def test_delete_whose_answer_was_lost_is_done() -> None:
         assert client.delete(id) == [id]
 
 
+def test_retry_of_more_jobs_than_an_answer_can_name_is_done() -> None:
+    ids = [new_uuid(), new_uuid()]
+
+    with ScriptedBroker(in_turn({"op": "ok"})) as broker, Client(broker.endpoint) as client:
+        assert client.retry([*ids, str(ids[0])]) == ids
+        with pytest.raises(ProtocolError, match="lacks 'ids'"):
+            client.cancel(ids)
+
+
 def test_times_without_a_zone_are_refused() -> None:
     with Client() as client, pytest.raises(ValueError, match="has no time zone"):
         client.list(since=datetime(2030, 1, 1))

@@ -13,11 +13,13 @@ The keys are CURVE's (Curve25519), written in Z85: 40 characters.
 import os
 import re
 import stat
+import struct
 import tomllib
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import zmq
+from zmq.utils import z85
 
 from worker_sdk.errors import PointsmanError
 
@@ -142,7 +144,13 @@ def write_pair(pair: KeyPair, folder: Path) -> tuple[Path, Path]:
 
 def is_key(value: object) -> bool:
     """Whether this is a key in Z85."""
-    return isinstance(value, str) and _Z85.fullmatch(value) is not None
+    if not isinstance(value, str) or _Z85.fullmatch(value) is None:
+        return False
+    try:
+        z85.decode(value)
+    except struct.error:  # five characters can say more than four bytes hold
+        return False
+    return True
 
 
 def _create(path: Path, text: str, mode: int) -> None:

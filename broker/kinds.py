@@ -69,7 +69,7 @@ class Duration:
             raise ValueError(f"there is no unit {unit}")
         seconds = number * SECONDS_IN[unit or "s"]
         _check_range(seconds, self.least, self.most)
-        return seconds
+        return seconds + 0.0  # -0.0 would be shown as -0s, which is no time
 
     def show(self, value: object) -> str:
         """The time in the largest unit that it is a whole number of."""

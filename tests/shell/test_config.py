@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker.config import Config, ConfigError, describe, load, reloaded, settings, show
@@ -248,6 +248,7 @@ def test_every_setting_is_documented_with_a_default_that_it_accepts() -> None:
     assert load(show(Config()), environment=NOTHING) == Config()
 
 
+@example("grace", -0.0)
 @given(st.sampled_from([s.name for s in settings()]), st.text() | st.integers() | st.floats())
 def test_any_value_is_taken_or_refused_and_never_crashes(name: str, value: object) -> None:
     refusal = None

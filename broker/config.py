@@ -1,10 +1,10 @@
 """Every setting of the broker, once: its name, default, unit, range and meaning.
 
 The fields of `Config` are the table; all else here reads it. A value may come from a TOML file,
-an environment variable ``POINTSMAN_<NAME>`` or a flag; a flag wins over the environment, the
-environment over the file, the file over the default. Each value is checked where it comes in, and
-a wrong one is refused by an error that names the setting, the source, the value and what would be
-right.
+an environment variable (``POINTSMAN_<NAME>``, but for `OTHER_VARIABLES`) or a flag; a flag wins
+over the environment, the environment over the file, the file over the default. Each value is
+checked where it comes in, and a wrong one is refused by an error that names the setting, the
+source, the value and what would be right.
 """
 
 import dataclasses
@@ -32,8 +32,14 @@ from worker_sdk.messages import DEFAULT_ENDPOINT, DEFAULT_MESSAGE_LIMIT_BYTES
 
 ENVIRONMENT_PREFIX = "POINTSMAN_"
 CONFIG_VARIABLE = "POINTSMAN_CONFIG"
-NOT_SETTINGS = frozenset({CONFIG_VARIABLE, "POINTSMAN_BROKER", "POINTSMAN_BROKER_KEY"})
-"""Variables with the prefix that mean something else: the file, and where clients find whom."""
+OTHER_VARIABLES = {"key": "POINTSMAN_SERVER_KEY"}
+"""Settings whose variable has another name: theirs is a client's."""
+NOT_SETTINGS = frozenset(
+    {CONFIG_VARIABLE, "POINTSMAN_BROKER", "POINTSMAN_KEY", "POINTSMAN_BROKER_KEY"}
+)
+"""Variables with the prefix that mean something else: the file, and whom clients find where, with
+which key.
+"""
 
 
 class ConfigError(ValueError):
@@ -58,7 +64,7 @@ class Setting:
     @property
     def variable(self) -> str:
         """The environment variable that sets it."""
-        return ENVIRONMENT_PREFIX + self.name.upper()
+        return OTHER_VARIABLES.get(self.name, ENVIRONMENT_PREFIX + self.name.upper())
 
 
 def _setting(default: object, kind: Kind, meaning: str, *, reload: bool = True) -> Any:
@@ -79,7 +85,8 @@ class Config:
     key: str = _setting(
         "",
         FilePath(),
-        "the broker's secret key; with it, only keys of the policy can connect, encrypted",
+        "the broker's secret key; with it, only keys of the policy can connect, encrypted "
+        "(in the environment: POINTSMAN_SERVER_KEY)",
         reload=False,
     )
     policy: str = _setting(

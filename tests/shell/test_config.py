@@ -193,11 +193,25 @@ def test_slip_in_a_variables_name_is_refused() -> None:
 def test_variables_that_are_not_settings_are_left_alone() -> None:
     environment = {
         "POINTSMAN_BROKER": "tcp://127.0.0.1:5570",
+        "POINTSMAN_KEY": "/etc/shop/shop.key",
+        "POINTSMAN_BROKER_KEY": "/etc/shop/broker.pub",
         "POINTSMAN_PORT": "tcp://10.0.0.1:5570",
         "POINTSMAN_SERVICE_HOST": "10.0.0.1",
     }
 
     assert load(environment=environment) == Config()
+
+
+def test_key_of_the_broker_has_a_variable_of_its_own() -> None:
+    clients = {"POINTSMAN_KEY": "/etc/shop/shop.key"}
+
+    config = load(environment=clients | {"POINTSMAN_SERVER_KEY": "keys/broker.key"})
+
+    assert config.key == "keys/broker.key"
+    with pytest.raises(ConfigError, match=r"key \(environment variable POINTSMAN_SERVER_KEY\)"):
+        load(environment={"POINTSMAN_SERVER_KEY": "\0"})
+    with pytest.raises(ConfigError, match="did you mean POINTSMAN_SERVER_KEY"):
+        load(environment={"POINTSMAN_SERVERKEY": "keys/broker.key"})
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

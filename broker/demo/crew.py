@@ -145,10 +145,8 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """The caller's environment without its settings of Pointsman, and with this very package."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("POINTSMAN_")
-    }
+    """This process's environment, and in it this very package."""
+    environment = dict(os.environ)
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the tree may be the very code that runs here
     root = Path(broker.__file__).parent.parent
     if root.name not in ("site-packages", "dist-packages"):

@@ -1,6 +1,7 @@
 """The demo from start to end: scan, start, enqueue, kill if asked to, wait, check, report."""
 
 import contextlib
+import os
 import signal
 import sysconfig
 import tempfile
@@ -12,6 +13,7 @@ from uuid import UUID
 
 import click
 
+from broker.config import ENVIRONMENT_PREFIX
 from broker.demo import graph
 from broker.demo.crew import Crew, CrewError
 from broker.demo.handlers import FOLDER, GATE_VARIABLE, JOURNAL_VARIABLE, LEAF, worker
@@ -45,7 +47,11 @@ def run_demo(folder: str | None, *, kill: bool, workers: int, as_json: bool) -> 
     except OSError as error:
         raise DemoError(f"folder {root}: {error.strerror or error}") from None
     say(_describe(root, tree))
-    with _ended_in_order(), tempfile.TemporaryDirectory(prefix="pointsman-") as temporary:
+    with (
+        _ended_in_order(),
+        _without_settings(),
+        tempfile.TemporaryDirectory(prefix="pointsman-") as temporary,
+    ):
         try:
             return _Demo(tree, Path(temporary), kill=kill, workers=workers, say=say).run(root)
         except (CrewError, PointsmanError) as error:
@@ -277,3 +283,14 @@ def _ended_in_order() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _without_settings() -> Iterator[None]:
+    """Leave the caller's settings out: what keys and brokers they name is for other clients."""
+    settings = [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]
+    before = {name: os.environ.pop(name) for name in settings}
+    try:
+        yield
+    finally:
+        os.environ.update(before)

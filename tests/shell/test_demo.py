@@ -113,6 +113,18 @@ def test_demo_tells_a_person_what_it_found(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("temporary")
+def test_demo_keeps_to_itself_whatever_broker_and_keys_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POINTSMAN_BROKER", "tcp://127.0.0.1:1")
+    monkeypatch.setenv("POINTSMAN_KEY", "/etc/shop/shop.key")
+    monkeypatch.setenv("POINTSMAN_BROKER_KEY", "/etc/shop/broker.pub")
+    (tmp_path / "empty").mkdir()
+
+    assert outcome(str(tmp_path / "empty"), "--workers", "1")["jobs"] == 1
+
+
+@pytest.mark.usefixtures("temporary")
 @pytest.mark.parametrize(
     ("meddling", "culprit"),
     [

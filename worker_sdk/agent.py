@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from msgspec import UNSET, Raw
 
-from worker_sdk.delivery import Delivery, Ending, Numbers, Refused, split, step_bytes
+from worker_sdk.delivery import NEVER, Delivery, Ending, Numbers, Refused, split, step_bytes
 from worker_sdk.heartbeats import next_beat
 from worker_sdk.messages import (
     DEFAULT_CHANNEL,
@@ -51,7 +51,6 @@ HELLO_RETRY_FIRST_S = 1.0
 HELLO_RETRY_LIMIT_S = 10.0
 PROGRESS_INTERVAL_S = 0.05
 """Progress reports within this time go as one message, of each attempt the newest."""
-NEVER = float("inf")
 
 Reply = Ok | Error | Jobs | Heartbeat
 

@@ -18,14 +18,16 @@ BUSY_RETRY_S = 1.0
 """How long to wait before sending again what the broker refused with ``busy`` or ``internal``."""
 ENVELOPE_BYTES = 256
 """More than what surrounds an outcome's JSON in its message, and a message's list in its frame."""
+LONE_ENVELOPE_BYTES = 2 * ENVELOPE_BYTES
+"""What an outcome that is alone in its message takes of the broker's limit besides its JSON."""
 BATCH_JOBS = 4096
 """The most outcomes in one message."""
 UNASKED_JOBS = 4096
 """The most outcomes on their way without having asked for an answer."""
 UNASKED_BYTES = 65_536
 """A message of more than this asks for an answer of its own."""
-
 NEVER = float("inf")
+"""When something is due that is not to happen."""
 
 _TRY_AGAIN = frozenset({"busy", "internal"})
 _ATTEMPT_IS_OVER = frozenset({"not_running", "canceled", "not_exist"})

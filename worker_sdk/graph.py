@@ -41,9 +41,6 @@ class Dependency(Struct, omit_defaults=True):
         self.id = self.id.id if type(self.id) is JobSpec else as_uuid(self.id)  # type: ignore[arg-type]
 
 
-AnyDependency = "AnyId | JobSpec | Dependency"
-
-
 class _TypeAndArgs(Struct, omit_defaults=True, gc=False):
     type: str
     args: Any = None

@@ -25,6 +25,7 @@ from msgspec import UNSET, Raw
 
 from worker_sdk.agent import Agent, Link
 from worker_sdk.dealer import Dealer
+from worker_sdk.delivery import LONE_ENVELOPE_BYTES
 from worker_sdk.errors import ClientClosed, PointsmanError, from_wire
 from worker_sdk.executors import Child, Ended, EventLoop
 from worker_sdk.handlers import Handler, Succeeded, Verdict, failed, run, too_large
@@ -45,7 +46,6 @@ UNWATCHED_S = 0.01
 ANSWER_S = 5.0
 """How long a worker that leaves waits for the broker to confirm its outcomes."""
 _RECHECK_S = 0.05
-_ENVELOPE_BYTES = 512
 
 
 class Hands:
@@ -218,7 +218,7 @@ class Hands:
             pass  # its outcome is void
         elif isinstance(verdict, Succeeded):
             limit_bytes = self._agent.message_limit_bytes
-            if len(verdict.result) + _ENVELOPE_BYTES > limit_bytes:
+            if len(verdict.result) + LONE_ENVELOPE_BYTES > limit_bytes:
                 verdict = too_large(len(verdict.result), limit_bytes)
                 self._agent.fail(assignment, verdict.error)
             else:

@@ -8,8 +8,6 @@ import select
 from collections.abc import Iterable
 from math import ceil
 
-from worker_sdk.agent import NEVER
-
 _LONGEST_S = 3600.0
 
 
@@ -41,8 +39,7 @@ class Rest:
 
         Gives those that are readable.
         """
-        if until_s is None or until_s == NEVER:
-            until_s = _LONGEST_S
+        until_s = _LONGEST_S if until_s is None else min(until_s, _LONGEST_S)
         poll = self._everything if watching else self._calls_only
         readable = [descriptor for descriptor, _ in poll.poll(max(0, ceil(until_s * 1000)))]
         if self._call_in in readable:

@@ -20,7 +20,7 @@ from msgspec import UNSET, Raw
 from worker_sdk.agent import Agent, Link, Reply
 from worker_sdk.connection import chosen_endpoint
 from worker_sdk.dealer import Dealer
-from worker_sdk.delivery import Ending
+from worker_sdk.delivery import LONE_ENVELOPE_BYTES, Ending
 from worker_sdk.encoding import encode_value
 from worker_sdk.errors import (
     ClientClosed,
@@ -52,7 +52,6 @@ ANSWER_S = 5.0
 """How long a broker that is there may take to answer where nothing depends on the answer."""
 CONNECT_S = 1.0
 """How long a session at its start waits for its broker, be the time-out shorter."""
-_ENVELOPE_BYTES = 512
 
 
 class SessionJob(Job):
@@ -279,7 +278,7 @@ class WorkerSession:
         with self._lock:
             self._check_usable()
             limit_bytes = self._agent.message_limit_bytes
-            if size_bytes + _ENVELOPE_BYTES > limit_bytes:
+            if size_bytes + LONE_ENVELOPE_BYTES > limit_bytes:
                 raise TooLarge(
                     f"an outcome of {size_bytes:,} bytes: the broker takes {limit_bytes:,} at most"
                 )

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from worker_sdk.agent import NEVER, Agent
+from worker_sdk.agent import Agent
+from worker_sdk.delivery import NEVER
 from worker_sdk.messages import Assignment
 
 PREFETCH_S = 0.02

@@ -3,6 +3,8 @@
 from msgspec import UNSET
 
 from worker_sdk.agent import Agent
+from worker_sdk.delivery import LONE_ENVELOPE_BYTES
+from worker_sdk.encoding import pack
 from worker_sdk.ids import new_id
 from worker_sdk.messages import Assignment, Error, Finish, Hello, Jobs, Ok, Welcome
 
@@ -143,3 +145,13 @@ def test_a_job_that_was_enqueued_anew_is_taken_before_its_former_outcome_is_conf
 
     assert list(agent.ready) == [again]
     assert agent.holds(again)
+
+
+def test_the_largest_result_that_is_let_through_fits_into_a_message() -> None:
+    agent, (only,) = patient(1)
+    room_bytes = agent.message_limit_bytes - LONE_ENVELOPE_BYTES
+
+    agent.finish(only, b'"' + b"x" * (room_bytes - 2) + b'"')
+    agent.flush(1.0)
+
+    assert len(pack(sent(agent)[0])[-1]) <= agent.message_limit_bytes

@@ -281,10 +281,17 @@ class Hands:
         elif self._watcher is not None and self._watcher is not self._keeper:
             self._watcher.call()
         elif len(self._threads) < self._concurrency:
-            name = f"pointsman-hand-{len(self._threads) + 1}"
-            thread = threading.Thread(target=self._hand, args=(name,), name=name, daemon=True)
-            self._threads.append(thread)
+            self._start_a_hand()
+
+    def _start_a_hand(self) -> None:
+        name = f"pointsman-hand-{len(self._threads) + 1}"
+        thread = threading.Thread(target=self._hand, args=(name,), name=name, daemon=True)
+        try:
             thread.start()
+        except RuntimeError as error:  # the system has no room for it now: the others do the work
+            log.log(logging.DEBUG if self._threads else logging.WARNING, "%s: %s", name, error)
+        else:
+            self._threads.append(thread)
 
     def _watch(self, rest: Rest) -> float:
         """Note who watches; give the time until when there is nothing else to do."""

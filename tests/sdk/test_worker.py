@@ -278,6 +278,36 @@ def test_an_error_outside_of_the_handler_costs_one_attempt_and_no_thread(
     assert pointsman_client.result(id, timeout=WAIT_S) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "times"), [("pointsman-hand-1", 1), ("pointsman-hand-2", 1_000_000)]
+)
+def test_a_thread_that_cannot_be_started_leaves_its_work_to_others_or_for_later(
+    make: Make, pointsman_client: Client, monkeypatch: pytest.MonkeyPatch, name: str, times: int
+) -> None:
+    refused: list[str] = []
+    was_refused = threading.Event()
+    start = threading.Thread.start
+
+    def start_or_not(thread: threading.Thread) -> None:
+        if thread.name == name and len(refused) < times:
+            refused.append(name)
+            was_refused.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_not)
+    worker = make(concurrency=3)
+    worker.add("t", lambda job: job.args)
+    worker.start()
+
+    first = pointsman_client.enqueue_many([JobSpec("t", n) for n in range(2)])
+    assert was_refused.wait(WAIT_S)
+    last = pointsman_client.enqueue("t", 2)
+
+    results = [pointsman_client.result(id, timeout=WAIT_S) for id in (*first, last)]
+    assert results == [0, 1, 2]
+
+
 def test_progress_is_seen_while_the_job_runs(make: Make, pointsman_client: Client) -> None:
     worker = make(concurrency=1)
     go_on = threading.Event()

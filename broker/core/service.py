@@ -15,7 +15,7 @@ from broker.core.limits import Limits
 from broker.core.nesting import FLAT_BYTES, LEVELS_MOST, is_too_deep
 from broker.core.records import Record
 from broker.core.refusal import Refused, astray, listed
-from broker.core.workers import Crew, Origin, Pool, Worker
+from broker.core.workers import Crew, Origin, Pool, Worker, is_self_named
 from worker_sdk.messages import (
     Bye,
     CancelRunning,
@@ -98,6 +98,9 @@ class Service:
                 life.adopt(job, worker)
             self._dismiss(known)
         refused = self._adopt_claims(worker, former, message.running)
+        if known is not None and is_self_named(worker.connection):
+            # Perhaps another process of that name, and what was known of it is the one before.
+            self._release_others(worker, message.running)
         if former is not None and former is not known:
             self.release_all(former)
             self._dismiss(former)
@@ -150,6 +153,13 @@ class Service:
         """Make all that a worker holds ready again, in the order it was given."""
         for job in reversed(list(worker.running.values())):
             self._life.give_back(job)
+
+    def _release_others(self, worker: Worker, claims: tuple[Claim, ...]) -> None:
+        """Make all that a worker holds and does not claim ready again."""
+        claimed = {(claim.id, claim.attempt) for claim in claims}
+        for job in reversed(list(worker.running.values())):
+            if (job.id, job.attempt) not in claimed:
+                self._life.give_back(job)
 
     def _dismiss(self, worker: Worker) -> None:
         life = self._life

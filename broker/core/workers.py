@@ -21,6 +21,14 @@ _RUNS_AHEAD = 4
 jobs. The SDK has 20 ms of work wait, so a run may keep a worker 5 ms longer than its neighbor."""
 
 
+def is_self_named(connection: bytes) -> bool:
+    """Say whether a connection has an id of its peer's choice: another one may have the same soon.
+
+    Those that the ROUTER chooses begin with a zero byte, which no peer's may (ZMTP 3.1, Identity).
+    """
+    return connection[:1] != b"\0"
+
+
 class Worker:
     """A connected worker."""
 

@@ -355,7 +355,7 @@ class Box:
         **more: Any,
     ) -> BoxWorker:
         """Have a worker say hello; it gets what is ready at once."""
-        name = connection or b"worker-%d" % (len(self._workers) + 1)
+        name = connection or b"\0worker-%d" % (len(self._workers) + 1)
         worker = self._workers[name] = BoxWorker(self, name)
         worker.hello(*types, credit=credit, running=running, **more)
         return worker

@@ -219,6 +219,18 @@ def test_hello_again_on_the_same_connection_keeps_what_is_held(box: Box) -> None
     assert box.state_of(job) == "finished"
 
 
+def test_hello_again_of_a_peer_with_an_id_of_its_own_keeps_only_what_it_names(box: Box) -> None:
+    # A process that crashed, and the next one under the same id: the broker sees one connection.
+    named, other = box.enqueue(), box.enqueue()
+    worker = box.worker(credit=2, connection=b"mine")
+
+    worker.held.clear()
+    worker.hello(credit=1, running=[(named, 1)])
+
+    assert box.states_of(named, other) == ["running", "ready"]
+    assert box.worker().attempt_of(other) == 2
+
+
 def test_hello_again_changes_types_and_credit(box: Box) -> None:
     box.enqueue("a")
     worker = box.worker("a", credit=1)

@@ -157,7 +157,7 @@ class Config:
     max_waits: int = _setting(
         100_000,
         Count(1, 10_000_000),
-        "how many requests may wait for jobs to end at a time",
+        "how many requests may wait for jobs to end at a time, for ten jobs each on average",
     )
     max_queued: int = _setting(
         256 * 1024**2,

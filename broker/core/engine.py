@@ -45,6 +45,8 @@ from worker_sdk.messages import (
 _LONGEST_WAIT_S = 3600.0
 _PRUNE_EVERY_S = 1.0
 _PRUNE_ON_S = 0.01
+_AWAITED_A_WAIT = 10
+"""How many jobs open waits are for on average, at most: each takes some 200 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,20 @@ class Undelivered:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """A command of the server's own: what came from this connection could not be read."""
+
+    connection: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Expel:
     """A command of the server's own: the worker on this connection may not go on."""
 
     connection: bytes
 
 
-Command = tuple[Origin, "Message | Undelivered | Expel"]
+Command = tuple[Origin, "Message | Undelivered | Heard | Expel"]
 
 
 class Effects(Struct, eq=False):
@@ -118,6 +127,7 @@ class Engine:
             Heartbeat: self._heartbeat,
             Bye: self._bye,
             Undelivered: self._undelivered,
+            Heard: self._heard,
             Expel: self._expel,
         }
 
@@ -166,6 +176,7 @@ class Engine:
                 self._handlers[type(message)](origin, message)
             except Refused as refused:
                 assert isinstance(message, Message)
+                self._service.heard(origin[0])
                 self._refuse(origin, message, refused)
 
     def wake_at(self) -> float | None:
@@ -227,7 +238,7 @@ class Engine:
         if self.draining:
             raise Refused("busy", "the broker is about to stop")
         if message.wait is not None:
-            self._check_waits()
+            self._check_waits(len(message.jobs))
         ids = self._intake.enqueue(message, self.limits)
         if message.wait is None:
             self._reply(origin, Ok(ids=ids, req=message.req))
@@ -242,14 +253,21 @@ class Engine:
         if not open or not patience:
             self._effects.reads.append((origin, message))
         else:
-            self._check_waits()
+            self._check_waits(len(open))
             if len(open) < len(message.ids):
                 self._history.check_exist([id for id in message.ids if id not in life.jobs])
             life.waits.add(origin, message, open, life.now + min(patience, _LONGEST_WAIT_S))
 
-    def _check_waits(self) -> None:
-        if len(self.life.waits) >= self.limits.max_waits:
-            raise Refused("busy", f"{len(self.life.waits)} waits are open, the most there may be")
+    def _check_waits(self, jobs: int) -> None:
+        waits, most = self.life.waits, self.limits.max_waits
+        if len(waits) >= most:
+            raise Refused("busy", f"{len(waits)} waits are open, the most there may be")
+        if waits.awaited and waits.awaited + jobs > most * _AWAITED_A_WAIT:
+            raise Refused(
+                "busy",
+                f"open waits are for {waits.awaited} jobs, with this one they were more than "
+                f"{most * _AWAITED_A_WAIT}",
+            )
 
     def _cancel(self, origin: Origin, message: Cancel) -> None:
         self._check_client(origin, "cancel")
@@ -349,6 +367,9 @@ class Engine:
 
     def _undelivered(self, origin: Origin, message: Undelivered) -> None:
         self._service.undelivered(message.connection, message.ids)
+
+    def _heard(self, origin: Origin, message: Heard) -> None:
+        self._service.heard(message.connection)
 
     def _expel(self, origin: Origin, message: Expel) -> None:
         self._service.expel(message.connection)

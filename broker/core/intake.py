@@ -12,7 +12,7 @@ from broker.core.limits import Limits
 from broker.core.nesting import FLAT_BYTES, LEVELS_MOST, is_too_deep
 from broker.core.records import Record, decode_dependencies
 from broker.core.refusal import Refused, listed
-from broker.core.terms import encode_terms
+from broker.core.terms import decode_terms, encode_terms
 from worker_sdk.messages import Enqueue, NewJob
 
 _EXPLAINED_MOST = 5
@@ -191,7 +191,7 @@ class Intake:
             and there.type == spec.type
             and self._same_json(there.args, bytes(spec.args))
             and decode_dependencies(there.dependencies) == dependencies
-            and encode_terms(spec) == there.terms
+            and encode_terms(spec) == encode_terms(decode_terms(there.terms))
         )
 
     @staticmethod

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from broker.core.job import READY, Job, Terms
+from broker.core.job import CANCELED, READY, Job, Terms
 from broker.core.terms import StoredTerms, backoff_of, decode_terms, encode_terms, terms_key
 from worker_sdk.messages import NewJob
 
@@ -16,15 +18,16 @@ if TYPE_CHECKING:
 
 _TERMS_CACHED_MOST = 1000
 _SWEEP_FROM = 64
+_ORDER = attrgetter("order")
 
 
 class Lane:
     """The jobs of one type on one channel, and those among them that are ready.
 
     Ready jobs stand in one queue a priority, first ready first: their `order` never falls along
-    it, which the pools rely on. A job that ends while it is ready leaves its place behind: a stale
-    place is known by the job's state, is skipped at the head, and all are swept out when they are
-    the larger half.
+    it, which the pools rely on. A job that ends while it is ready leaves its place behind, and so
+    does one that is claimed: a stale place is known by the state of what stands there, is skipped
+    at the head, and all are swept out when they are the larger half.
     """
 
     __slots__ = (
@@ -115,19 +118,19 @@ class Lane:
         return taken
 
     def remove(self, job: Job) -> None:
-        """Take one certain job out. O(n), in C: 10 ms for a million."""
-        priority = job.terms.priority
-        queue = self._queues[priority]
-        queue.remove(job)
-        if not queue:
-            del self._queues[priority]
-            self._ranks.remove(-priority)
-            heapify(self._ranks)
-        self._places -= 1
-        self.ready -= 1
+        """Take one certain job out, and leave a stale place behind: 0.1 ms among a million.
+
+        To close the gap would move all that are behind it.
+        """
+        queue = self._queues[job.terms.priority]
+        index = bisect_left(queue, job.order, key=_ORDER)
+        while queue[index] is not job:  # those that were put back in front may share an order
+            index += 1
+        queue[index] = Job("", 0, job.terms, b"", (), 0.0, CANCELED, order=job.order)
+        self.withdraw()
 
     def withdraw(self) -> None:
-        """Count one ready job less: it has ended, its place is stale now."""
+        """Count one ready job less: its place is stale now."""
         self.ready -= 1
         if self._places > 2 * self.ready + _SWEEP_FROM:
             self._sweep()

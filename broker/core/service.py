@@ -38,7 +38,8 @@ _ERROR_KEPT_MOST = 65_536  # characters of what a failed attempt says
 _PROGRESS_MOST = 65_536  # bytes of JSON
 _HEARTBEATS_PER_LIMIT = 4
 _NULL = b"null"
-_LANES_MOST = 10_000  # that one worker may take jobs from
+_LANES_MOST = 1_000  # that one worker may take jobs from
+_LANES_IN_ALL_MOST = 100_000  # that there may be for the sake of workers
 
 
 class Service:
@@ -62,11 +63,20 @@ class Service:
                 "unsupported",
                 f"{op} is for workers, and no worker is known on this connection: say hello first",
             )
+        self._note_life(worker)
+        return worker
+
+    def heard(self, connection: bytes) -> None:
+        """Take note of a sign of life, if it is one of a worker, in a message that was refused."""
+        worker = self._crew.workers.get(connection)
+        if worker is not None:
+            self._note_life(worker)
+
+    def _note_life(self, worker: Worker) -> None:
         worker.last_seen = self._life.now
         if worker.stalled:
             worker.stalled = False
             self._life.moved[worker] = None
-        return worker
 
     # ---- coming and going ----
 
@@ -176,6 +186,10 @@ class Service:
         key = (frozenset(channels), frozenset(types))
         pool = self._crew.pools.get(key)
         if pool is None:
+            count = len(self._life.lanes) + len(channels) * len(types)
+            if count > _LANES_IN_ALL_MOST:
+                text = f"with this worker there were {count} pairs of type and channel"
+                raise Refused("busy", f"{text}, and {_LANES_IN_ALL_MOST} may be")
             lanes = [
                 self._life.lanes.get(channel, type)
                 for channel in dict.fromkeys(channels)
@@ -378,5 +392,5 @@ def _is_outcome_of(record: Record, one: Outcome | Failure | Claim) -> bool:
     if record.attempt != one.attempt:
         return False
     if isinstance(one, Outcome):
-        return record.state == FINISHED
+        return record.state == FINISHED and record.result == bytes(one.result)
     return isinstance(one, Failure) and record.error == one.error[:_ERROR_KEPT_MOST]

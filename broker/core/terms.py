@@ -44,6 +44,13 @@ def backoff_of(spec: NewJob | StoredTerms) -> Backoff:
     return spec.backoff if isinstance(spec.backoff, Backoff) else Backoff(first=spec.backoff)
 
 
+def _canonical(backoff: Backoff) -> Backoff:
+    """Give the same back-off with nothing said that is the default anyway."""
+    names = Backoff.__struct_fields__
+    said = {name: getattr(backoff, name) for name in names}
+    return Backoff(**{x: said[x] for x in names if said[x] != getattr(_DEFAULT_BACKOFF, x)})
+
+
 def encode_terms(spec: NewJob | StoredTerms) -> bytes:
     """Give the terms that `spec` asks for in the form that a store keeps, the same for the same."""
     backoff = backoff_of(spec)
@@ -54,7 +61,7 @@ def encode_terms(spec: NewJob | StoredTerms) -> bytes:
             timeout=spec.timeout,
             expires=spec.expires,
             max_attempts=spec.max_attempts,
-            backoff=None if backoff == _DEFAULT_BACKOFF else backoff,
+            backoff=None if backoff == _DEFAULT_BACKOFF else _canonical(backoff),
             inputs=spec.inputs,
         )
     )

@@ -31,6 +31,8 @@ class Waits:
         # The jobs that somebody waits for, and who.
         self.by_job: dict[str, dict[_Waiter, None]] = {}
         self._count = 0
+        # How many jobs all of them wait for, each counted as often as it is waited for.
+        self.awaited = 0
         # Waits that are over, to be answered when this turn is committed.
         self.over: list[tuple[Origin, Wait]] = []
 
@@ -47,10 +49,13 @@ class Waits:
             self.by_job.setdefault(id, {})[waiter] = None
         waiter.timer = self._timers.set(until, partial(self._give_up, waiter))
         self._count += 1
+        self.awaited += len(waiter.open)
 
     def ended(self, id: str) -> None:
         """Take note of the end of a job that is waited for."""
-        for waiter in self.by_job.pop(id):
+        waiters = self.by_job.pop(id)
+        self.awaited -= len(waiters)
+        for waiter in waiters:
             waiter.open.discard(id)
             if not waiter.open:
                 assert waiter.timer is not None
@@ -58,6 +63,7 @@ class Waits:
                 self._answer(waiter)
 
     def _give_up(self, waiter: _Waiter) -> None:
+        self.awaited -= len(waiter.open)
         for id in waiter.open:
             others = self.by_job[id]
             del others[waiter]

@@ -151,6 +151,7 @@ def _check_timers(engine: Engine) -> None:
     timers = [job.timer for job in life.jobs.values() if job.timer is not None]
     timers += [worker.timer for worker in crew.workers.values() if worker.timer is not None]
     assert all(timer.call is not None for timer in timers)
+    assert life.waits.awaited == sum(map(len, life.waits.by_job.values()))
     # Besides: every wait, the one that prunes, and the end of grace.
     others = len(life.timers) - len(timers) - len(life.waits)
     assert 1 <= others <= 2

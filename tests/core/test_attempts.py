@@ -522,6 +522,17 @@ def test_finish_sent_twice_is_refused_as_recorded(box: Box) -> None:
     assert recorded(worker) == [id]
 
 
+def test_other_result_for_an_attempt_that_is_recorded_is_not_taken_for_recorded(box: Box) -> None:
+    id = box.enqueue()
+    box.worker().finish(id, result="mine")
+    other = box.worker()
+
+    with pytest.raises(Denied, match="not_running"):
+        other.finish(id, attempt=1, result="not mine")
+
+    assert recorded(other) == []
+
+
 def test_finish_of_an_attempt_that_was_lost_is_not_taken_for_recorded(box: Box) -> None:
     id = box.enqueue()
     late = box.worker()

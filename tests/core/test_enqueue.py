@@ -1,5 +1,6 @@
 """Jobs come in: all of a request or none, once, and only as many as there may be."""
 
+import msgspec
 import pytest
 from msgspec import Raw
 
@@ -150,6 +151,20 @@ def test_same_id_with_other_content_is_a_conflict(
         box.enqueue_all(other)
 
     assert denied.value.ids == [spec.id]
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["live", "ended"])
+def test_default_that_is_said_is_the_same_as_one_that_is_left_out(box: Box, ended: bool) -> None:
+    said = b'{"first":0.5,"factor":2,"limit":300,"jitter":0.1}'
+    spec, other = box.spec(), box.spec()
+    other.id = spec.id
+    spec.backoff = msgspec.json.decode(b'{"first":0.5}', type=Backoff)
+    other.backoff = msgspec.json.decode(said, type=Backoff)
+    box.enqueue_all(spec)
+    if ended:
+        box.cancel(spec.id)
+
+    assert box.enqueue_all(other).ids == [spec.id]
 
 
 def test_number_that_cannot_be_compared_is_the_same_only_as_itself(box: Box) -> None:

@@ -1,6 +1,8 @@
 """The order in which jobs start: higher priority first, then first ready, first out."""
 
 import random
+from collections import deque
+from typing import Any
 
 import pytest
 
@@ -143,6 +145,45 @@ def test_no_number_of_priorities_makes_a_queue_slow() -> None:
     for job in jobs:
         assert lane.take(1) == [job]
         job.state = RUNNING
+
+
+class Watched(deque[Job]):
+    """A queue that counts how many of its places are looked at, and in which none is closed."""
+
+    looked = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looked += 1
+        return super().__getitem__(index)
+
+    def remove(self, value: Job) -> None:
+        raise AssertionError("that moves all that are behind it")
+
+
+def test_job_is_taken_from_the_middle_of_a_queue_at_few_looks() -> None:
+    lane = Lane("default", "work")
+    terms = Terms(lane, b"", 0, 0.0, None, None, 1, Backoff(), True)
+    jobs = [Job(str(n), n, terms, b"", (), 0.0, READY, order=n) for n in range(10_000)]
+    for job in jobs:
+        lane.push(job)
+    queue = lane._queues[0] = Watched(lane._queues[0])
+
+    for job in jobs[5000:5100]:
+        lane.remove(job)
+
+    assert queue.looked <= 100 * 20
+    assert lane.ready == 9_900
+    assert lane.take(20_000) == jobs[:5000] + jobs[5100:]
+
+
+def test_claimed_job_that_comes_back_is_first_and_has_one_place(box: Box) -> None:
+    jobs = [box.enqueue() for _ in range(5)]
+    worker = box.worker(credit=0)
+    for job in (jobs[3], jobs[1], jobs[3]):
+        assert worker.claim(job) is not None
+        worker.release(job)
+
+    assert run_all(box.worker()) == [jobs[3], jobs[1], jobs[0], jobs[2], jobs[4]]
 
 
 # ---- several lanes -----------------------------------------------------------------------------

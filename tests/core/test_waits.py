@@ -161,6 +161,24 @@ def test_more_waits_than_there_may_be_are_refused_as_busy() -> None:
     assert not box.wait(job).is_answered
 
 
+def test_waits_for_very_many_jobs_are_refused_as_busy_beside_others() -> None:
+    box = Box(max_waits=2)
+    jobs = [box.enqueue() for _ in range(25)]
+
+    alone = box.wait(*jobs)
+    with pytest.raises(Denied, match="busy: open waits are for 25 jobs"):
+        box.wait(jobs[0], timeout=5)
+    box.cancel(*jobs)
+    assert alone.done
+
+    jobs = [box.enqueue() for _ in range(25)]
+    box.wait(*jobs[:19], timeout=5)
+    box.wait(jobs[0])
+    box.cancel(jobs[0])
+    box.advance(5)
+    assert box.engine.life.waits.awaited == 0
+
+
 @pytest.mark.parametrize("kind", [Wait, Enqueue])
 def test_wait_keeps_no_whole_message(box: Box, kind: type[Wait] | type[Enqueue]) -> None:
     # It may lie here for an hour, and the message that it came in be large.

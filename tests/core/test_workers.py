@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from broker.core import service
+from broker.core.engine import Heard
 from broker.core.limits import Limits
 from tests.core.box import Box, Denied
 from tests.core.invariants import check_empty
@@ -231,6 +233,19 @@ def test_hello_again_of_a_peer_with_an_id_of_its_own_keeps_only_what_it_names(bo
     assert box.worker().attempt_of(other) == 2
 
 
+def test_pairs_of_types_and_channels_are_bounded_in_all(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_LANES_IN_ALL_MOST", 10)
+    first = box.worker(*"abcdef")
+
+    with pytest.raises(Denied, match="busy: with this worker there were 11 pairs"):
+        box.worker(*"ghijk")
+
+    first.hello(*"abcdef")
+    box.worker(*"ghij")
+
+
 def test_hello_again_changes_types_and_credit(box: Box) -> None:
     box.enqueue("a")
     worker = box.worker("a", credit=1)
@@ -412,6 +427,20 @@ def test_any_message_is_a_sign_of_life(box: Box) -> None:
         worker.progress(job, 0.5)
         box.advance(9)
         worker.heartbeat()
+
+    assert box.state_of(job) == "running"
+
+
+def test_message_that_is_refused_is_a_sign_of_life_too(box: Box) -> None:
+    job = box.enqueue()
+    worker = box.worker()
+
+    for _ in range(5):
+        box.advance(9)
+        with pytest.raises(Denied, match="unsupported"):
+            worker.tell(Ping())
+        box.advance(9)
+        box.turn(((worker.connection, b""), Heard(worker.connection)))
 
     assert box.state_of(job) == "running"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from broker.core.engine import Undelivered
+from broker.core.engine import Heard, Undelivered
 from tests.simulation.questions import Questions
 from tests.simulation.records import MJob, MWait, MWorker, Origin, Refuse, conditions_of
 from worker_sdk import messages as m
@@ -50,6 +50,7 @@ class Model(Questions):
         try:
             do(self, origin, message)
         except Refuse as refused:
+            self.heard(origin)
             refused.error.req = message.req
             self.answers.append((origin, refused.error))
 
@@ -229,6 +230,10 @@ class Model(Questions):
         worker.seen, worker.stalled = self.now, False
         return worker
 
+    def heard(self, origin: Origin) -> None:
+        if origin[0] in self.workers:
+            self._worker(origin)
+
     def hello(self, origin: Origin, message: m.Hello) -> None:
         if not message.types or not message.channels:
             raise Refuse("invalid")
@@ -404,4 +409,5 @@ HANDLERS: dict[type, Handler] = {
     m.Heartbeat: Model.heartbeat,
     m.Bye: Model.bye,
     Undelivered: Model.undelivered,
+    Heard: lambda model, origin, _: model.heard(origin),
 }

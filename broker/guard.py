@@ -25,7 +25,7 @@ from zmq.utils import z85
 from broker.config import Config, ConfigError
 from broker.core.engine import Command, Engine, Expel
 from broker.core.graph import name_of
-from broker.core.refusal import ASTRAY, Refused, astray, listed, not_exist
+from broker.core.refusal import ASTRAY, Faults, Refused, astray, listed, not_exist
 from broker.core.workers import Origin
 from broker.cutting import Heard
 from broker.log import get_logger
@@ -86,7 +86,6 @@ _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 _DOMAIN = b"pointsman"
 _ASKED_MOST = 100  # questions of libzmq in one turn
 _TOLD_MOST = 1_000  # refused keys that are logged as a warning, each once
-_EXPLAINED_MOST = 5
 _UUIDS = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _UNKNOWN = "this key is not known, or was revoked"
@@ -271,15 +270,12 @@ class Guard:
         unseen = set(self._unseen(grant, [id for id in named if id not in own]))
         if not unseen:
             return
-        faults: dict[str, str] = {}
-        missing: dict[str, None] = {}
+        faults = Faults()
         for job in jobs:
             for id in map(name_of, job.dependencies):
                 if id in unseen:
-                    faults.setdefault(job.id, f"job {job.id}: dependency {id} does not exist")
-                    missing[id] = None
-        text = "; ".join(list(faults.values())[:_EXPLAINED_MOST])
-        raise Refused("not_exist", text, list(dict.fromkeys([*faults, *missing])))
+                    faults.blame_dependency(job.id, id)
+        faults.refuse_if_any()
 
     def _check_seen(self, grant: Grant, ids: Sequence[str]) -> None:
         unseen = self._unseen(grant, ids)

@@ -365,6 +365,49 @@ def test_many_wrong_jobs_are_counted_not_told() -> None:
     assert len(error.ids) == 300
 
 
+def test_ids_are_named_beside_what_else_is_wrong() -> None:
+    id = "0198c2f0-8a00-7000-8000-000000000001"
+    jobs = [
+        {"id": id, "type": "t", "priority": 1.5},
+        {"id": "A" * 36, "type": "t"},
+        {"id": "0198c2f0-8a00-7000-8000-000000000002", "type": "t"},
+    ]
+
+    error = refused(msgspec.json.encode({"op": "enqueue", "jobs": jobs}))
+
+    assert error.ids == (id, "A" * 36)
+    assert "jobs[1]: id not a UUID in canonical lower-case form" in error.message
+
+
+@pytest.mark.parametrize("half", [r"\ud800", r"\udc00", r"\\\udBff x", r"\ud83d\ud83d\ude82"])
+def test_half_a_character_is_called_so_and_its_job_is_named(half: str) -> None:
+    id, other = (f"0198c2f0-8a00-7000-8000-00000000000{n}" for n in (1, 2))
+    wrong = f'{{"id":"{id}","type":"t","args":"{half}"}}'
+    right = f'{{"id":"{other}","type":"t","args":"\\\\ud800"}}'
+
+    error = refused(f'{{"op":"enqueue","req":7,"jobs":[{right},{wrong}]}}'.encode())
+
+    assert "one half of a surrogate pair stands alone" in error.message
+    assert (error.ids, bytes(error.req)) == ((id,), b"7")  # type: ignore[arg-type]
+
+
+def test_halves_are_not_looked_for_in_what_is_long() -> None:
+    payload = b'{"op":"ping","x":"\\ud800' + b"\\\\" * 40_000 + b'"}'
+
+    assert "surrogate" not in refused(payload).message
+
+
+@pytest.mark.parametrize("op", ["status", "wait", "cancel", "retry", "delete"])
+def test_ids_that_are_none_are_named(op: str) -> None:
+    good = "0198c2f0-8a00-7000-8000-000000000001"
+
+    error = refused(msgspec.json.encode({"op": op, "req": 7, "ids": ["x", good, 5, "y"]}))
+
+    assert error.message.startswith(f"{op}: Expected `str`")
+    assert error.message.endswith(": x, 5, y")
+    assert error.ids == ("x", "5", "y")
+
+
 def test_number_of_wrong_jobs_that_are_looked_into_is_bounded() -> None:
     # Each costs microseconds, and millions fit into a message.
     calls = 0
@@ -380,7 +423,7 @@ def test_number_of_wrong_jobs_that_are_looked_into_is_bounded() -> None:
     finally:
         sys.setprofile(None)
 
-    assert error.message.endswith(" more")
+    assert error.message.endswith("1000 jobs are named, the others were not looked at")
     assert calls < 20_000
 
 

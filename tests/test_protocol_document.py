@@ -167,7 +167,8 @@ def tables_of(tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
 def codes_of(
     call: ast.Call, function: ast.FunctionDef, tables: dict[str, list[str]]
 ) -> Iterator[str]:
-    place = {"Refused": 0, "Error": 0, "_malformed": 1}.get(getattr(call.func, "id", ""))
+    name = str(getattr(call.func, "id", None) or getattr(call.func, "attr", ""))
+    place = {"Refused": 0, "Error": 0, "_malformed": 1, "blame": 0}.get(name)
     if place is None:
         return
     code = call.args[place]

@@ -11,11 +11,9 @@ from broker.core.life import Life
 from broker.core.limits import Limits
 from broker.core.nesting import FLAT_BYTES, LEVELS_MOST, is_too_deep
 from broker.core.records import Record, decode_dependencies
-from broker.core.refusal import Refused, listed
+from broker.core.refusal import Faults, listed
 from broker.core.terms import decode_terms, encode_terms
 from worker_sdk.messages import Enqueue, NewJob
-
-_EXPLAINED_MOST = 5
 
 
 class Intake:
@@ -31,11 +29,13 @@ class Intake:
         """
         life = self._life
         ids = tuple([spec.id for spec in request.jobs])
-        fresh = self._new_jobs(request, ids)
+        faults = Faults()
+        fresh = self._new_jobs(request, ids, faults)
         doomed: dict[str, str] = {}
         has_edges = any(job.dependencies for job in fresh.values())
         if has_edges and not self._are_all_live(fresh):
-            doomed = self._check_dependencies(fresh)
+            doomed = self._check_dependencies(fresh, faults)
+        faults.refuse_if_any()
         life.check_room(len(fresh), sum([len(job.args) for job in fresh.values()]), limits)
         for job in fresh.values():
             culprit = doomed.get(job.id) if doomed else None
@@ -45,7 +45,7 @@ class Intake:
                 self._admit_doomed(job, culprit)
         return ids
 
-    def _new_jobs(self, request: Enqueue, ids: tuple[str, ...]) -> dict[str, Job]:
+    def _new_jobs(self, request: Enqueue, ids: tuple[str, ...], faults: Faults) -> dict[str, Job]:
         """Give the jobs of `request` that are not there yet, by id; what is there must be the same.
 
         They take a number later: a refused request must leave no trace.
@@ -91,14 +91,14 @@ class Intake:
             fresh[id] = Job(id, 0, terms, args, dependencies, life.wall)
         if conflicts:
             text = f"enqueued before with other content: {listed(conflicts)}"
-            raise Refused("conflict", text, conflicts)
+            faults.blame("conflict", conflicts, text)
         # A retried job does without a dependency that was deleted; it is not to find another one.
         if needed := life.graph.held_among(fresh):
             text = f"deleted, and live jobs depend on what had these ids: {listed(needed)}"
-            raise Refused("conflict", text, needed)
+            faults.blame("conflict", needed, text)
         if deep:
             text = f"args nested deeper than {LEVELS_MOST} levels: {listed(deep)}"
-            raise Refused("invalid", text, deep)
+            faults.blame("invalid", deep, text)
         return fresh
 
     def _are_all_live(self, fresh: dict[str, Job]) -> bool:
@@ -114,7 +114,7 @@ class Intake:
             seen.add(job.id)
         return True
 
-    def _check_dependencies(self, fresh: dict[str, Job]) -> dict[str, str]:
+    def _check_dependencies(self, fresh: dict[str, Job], faults: Faults) -> dict[str, str]:
         """Look up every dependency; give the jobs that one of them dooms, each with the culprit.
 
         A job is doomed by a dependency that has ended otherwise than its condition wants, be it
@@ -131,8 +131,6 @@ class Intake:
         ended = self._history.find(sorted(elsewhere)) if elsewhere else {}
         seen: set[str] = set()
         doomed: dict[str, str] = {}
-        faults: dict[str, str] = {}
-        missing: list[str] = []
         for job in fresh.values():
             for dependency in job.dependencies:
                 id = name_of(dependency)
@@ -144,35 +142,22 @@ class Intake:
                 elif id in ended:
                     if not condition_holds(dependency, ended[id].state):
                         doomed.setdefault(job.id, id)
-                elif id not in seen:
-                    faults.setdefault(job.id, self._explain(job.id, id, id in fresh))
-                    if id not in fresh:
-                        missing.append(id)
+                elif id == job.id:
+                    faults.blame("invalid", [job.id], f"job {job.id} depends on itself")
+                elif id in fresh:
+                    text = f"job {job.id}: dependency {id} stands later in the request"
+                    faults.blame("invalid", [job.id], f"{text}; dependencies come first")
+                else:
+                    faults.blame_dependency(job.id, id)
             seen.add(job.id)
-        if faults:
-            message = "; ".join(list(faults.values())[:_EXPLAINED_MOST])
-            code = "not_exist" if missing else "invalid"
-            raise Refused(code, message, list(dict.fromkeys([*faults, *missing])))
         return doomed
-
-    @staticmethod
-    def _explain(job_id: str, dependency_id: str, comes_later: bool) -> str:
-        if dependency_id == job_id:
-            return f"job {job_id} depends on itself"
-        if comes_later:
-            return (
-                f"job {job_id}: dependency {dependency_id} stands later in the request; "
-                "dependencies come first"
-            )
-        return f"job {job_id}: dependency {dependency_id} does not exist"
 
     def _admit_doomed(self, job: Job, culprit: str) -> None:
         """Take in a job that is canceled in the same moment."""
         life = self._life
         life.admit(job)
-        if job.outcome is None:
-            why = Outcome(life.wall, None, reason="dependency", culprit=culprit)
-            life.end(job, CANCELED, why)
+        why = Outcome(life.wall, None, reason="dependency", culprit=culprit)
+        life.end(job, CANCELED, why)
 
     def _is_same(self, spec: NewJob, there: Job | Record) -> bool:
         """Say whether a job that is there was enqueued with the content of `spec`."""

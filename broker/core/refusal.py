@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from broker.core.nesting import LEVELS_MOST
 
+_SHOWN_MOST = 5
+
 
 class Refused(Exception):
     """A request is not carried out; `ids` are the jobs at fault, if the fault is one of jobs.
@@ -30,14 +32,41 @@ class Refused(Exception):
         self.recorded = tuple(recorded)
 
 
-_SHOWN_MOST = 5
-
-
 def listed(ids: Sequence[str]) -> str:
     """Give ids for a message: all of a few, the first of many."""
     shown = ", ".join(ids[:_SHOWN_MOST])
     more = len(ids) - _SHOWN_MOST
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+class Faults:
+    """All that is wrong with a request: which jobs, each with its code, and why."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, str] = {}
+        self._absent: dict[str, None] = {}
+        self._texts: dict[str, None] = {}
+
+    def blame(self, code: str, ids: Sequence[str], text: str) -> None:
+        """Add jobs that are at fault in one way; of what is wrong with one job the first counts."""
+        for id in ids:
+            self._codes.setdefault(id, code)
+        if len(self._texts) < _SHOWN_MOST:
+            self._texts[text] = None
+
+    def blame_dependency(self, job_id: str, id: str) -> None:
+        """Add a job whose dependency does not exist, and that dependency."""
+        self.blame("not_exist", [job_id], f"job {job_id}: dependency {id} does not exist")
+        self._absent[id] = None
+
+    def refuse_if_any(self) -> None:
+        """Raise the one refusal for all of them, if there are any."""
+        if self._codes:
+            named = {**dict.fromkeys(self._absent, "not_exist"), **self._codes}
+            ids = tuple(dict.fromkeys([*self._codes, *self._absent]))
+            codes = [named[id] for id in ids]
+            several = codes if len(set(codes)) > 1 else ()
+            raise Refused(codes[0], "; ".join(self._texts), ids, several)
 
 
 def not_exist(ids: Sequence[str]) -> Refused:

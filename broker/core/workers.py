@@ -79,8 +79,8 @@ class Pool:
     """The workers that take jobs from the same lanes.
 
     It finds the best head among its lanes, and the least loaded worker that has credit left, in
-    O(log n). Work for a job thus depends on the number of pools that share a lane, hardly on that
-    of workers or lanes.
+    O(log n). Work for a job thus depends on the number of pools that share its lane (one for each
+    set of types and channels that workers declare), hardly on that of workers or lanes.
     """
 
     __slots__ = ("_backlog", "_free", "_levels", "_loads", "_room", "key", "lanes", "size")

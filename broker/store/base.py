@@ -45,8 +45,8 @@ class Store(Archive, Protocol):
         """Give seq and id of live jobs, newest first, from below the seq `before` on."""
 
     def ended_down(self, before: int | None) -> Iterator[tuple[int, Record]]:
-        """Give ended jobs, latest end first, each with its place in that order, from below
-        the place `before` on.
+        """Give ended jobs, each with its place in the order of their ends, highest first, from
+        below the place `before` on. Deferred ones have the place of that moment.
         """
 
     def close(self) -> None:

@@ -64,6 +64,7 @@ class Denied(Exception):
         self.code = error.code
         self.message = error.message
         self.ids = list(error.ids)
+        self.codes = list(error.codes)
 
 
 class Pending:

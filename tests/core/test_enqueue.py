@@ -257,6 +257,30 @@ def test_job_that_depends_on_itself_is_invalid(box: Box) -> None:
         box.enqueue_all(spec)
 
 
+def test_all_culprits_are_named_whatever_each_has_done(box: Box) -> None:
+    old = box.spec()
+    box.enqueue_all(old)
+    other, selfish, lost, deep = box.spec(priority=9), box.spec(), box.spec(), box.spec()
+    other.id, unknown = old.id, box.new_id()
+    selfish.dependencies, lost.dependencies = (selfish.id,), (unknown,)
+    deep.args = Raw(b"[" * 501 + b"]" * 501)
+
+    with pytest.raises(Denied) as denied:
+        box.enqueue_all(other, box.spec(), selfish, lost, deep)
+
+    named = dict(zip(denied.value.ids, denied.value.codes, strict=True))
+    assert named == {
+        old.id: "conflict",
+        selfish.id: "invalid",
+        lost.id: "not_exist",
+        unknown: "not_exist",
+        deep.id: "invalid",
+    }
+    assert denied.value.code == "conflict"
+    for part in ("other content", "depends on itself", "does not exist", "nested deeper"):
+        assert part in denied.value.message
+
+
 def test_conflict_refuses_the_whole_request(box: Box) -> None:
     old = box.spec()
     box.enqueue_all(old)

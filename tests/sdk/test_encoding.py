@@ -167,7 +167,11 @@ def test_worker_gets_events_of_its_own() -> None:
         unpack_reply([b"PM1", b'{"op":"heartbeat"}'])
 
 
-@pytest.mark.parametrize("raw", [b"1e999", b"[1", b"", b'"\\ud800"', b"[" * 100_000])
+def test_number_beyond_a_float_is_infinite() -> None:
+    assert decode_value(b'{"a":[1e999,-1e999,1e-999,2]}') == {"a": [math.inf, -math.inf, 0, 2]}
+
+
+@pytest.mark.parametrize("raw", [b"[1", b"", b'"\\ud800"', b"[" * 100_000])
 def test_value_that_python_cannot_hold_is_a_protocol_error(raw: bytes) -> None:
     with pytest.raises(ProtocolError, match="result cannot be read"):
         decode_value(raw, "result")

@@ -84,23 +84,22 @@ class Model(Questions):
                 fresh[spec.id] = spec
             elif content_of(there) != content_of(spec):
                 conflicts.append(spec.id)
-        if conflicts:
-            raise Refuse("conflict", conflicts)
-        needed = [id for id in fresh if self._is_needed(id)]
-        if needed:
-            raise Refuse("conflict", needed)
+        faults = dict.fromkeys(conflicts, "conflict")
+        faults |= {id: "conflict" for id in fresh if self._is_needed(id)}
         before: set[str] = set()
-        culprits, code = set(), "invalid"
         for spec in fresh.values():
             for id in conditions_of(spec):
                 if id not in self.jobs and id not in before:
-                    culprits.add(spec.id)
+                    code = "invalid" if id in fresh else "not_exist"
+                    faults.setdefault(spec.id, code)
                     if id not in fresh:
-                        culprits.add(id)
-                        code = "not_exist"
+                        faults.setdefault(id, code)
             before.add(spec.id)
-        if culprits:
-            raise Refuse(code, culprits)
+        if faults:
+            several = len(set(faults.values())) > 1
+            refused = Refuse(next(iter(faults.values())), faults)
+            refused.error.codes = tuple(faults.values()) if several else ()
+            raise refused
         size = sum(len(job.spec.args) for job in self.live.values())
         size += sum(len(spec.args) for spec in fresh.values())
         if len(self.live) + len(fresh) > self.limits.max_jobs or size > self.limits.max_bytes:

@@ -362,7 +362,7 @@ class Engine:
         self._reply(origin, self._service.heartbeat(origin, message))
 
     def _bye(self, origin: Origin, message: Bye) -> None:
-        self._service.bye(origin, message)
+        self._service.bye(origin)
         self._acknowledge(origin, message)
 
     def _undelivered(self, origin: Origin, message: Undelivered) -> None:

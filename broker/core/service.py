@@ -17,7 +17,6 @@ from broker.core.records import Record
 from broker.core.refusal import Refused, astray, listed
 from broker.core.workers import Crew, Origin, Pool, Worker, is_self_named
 from worker_sdk.messages import (
-    Bye,
     CancelRunning,
     Claim,
     Claiming,
@@ -127,7 +126,7 @@ class Service:
         )
         return [welcome, *(CancelRunning(tuple(ids), why) for why, ids in refused.items())]
 
-    def bye(self, origin: Origin, message: Bye) -> None:
+    def bye(self, origin: Origin) -> None:
         """Let a worker go, and give back what it holds."""
         worker = self.worker(origin, "bye")
         self.release_all(worker)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw
 
+from broker.config import Config
 from broker.core.engine import Command, Effects, Engine, Undelivered
-from broker.core.limits import Limits
 from broker.core.workers import Origin
 from broker.queries import Queries
+from broker.server import limits_of
 from broker.store import Store, open_store
 from tests.core.invariants import check
 from worker_sdk.messages import (
@@ -53,6 +55,7 @@ from worker_sdk.messages import (
 )
 
 CLIENT = b"client"
+DEFAULTS = limits_of(Config())
 START_WALL = 1_700_000_000.0
 
 
@@ -119,7 +122,7 @@ class Box:
         checked: bool = True,
         **limits: Any,
     ) -> None:
-        self.limits = Limits(**limits)
+        self.limits = replace(DEFAULTS, **limits)
         self.inputs_limit = inputs_limit
         self.seed = seed
         # Whether every turn is followed by a look at all of the core's state.

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -247,7 +248,7 @@ def light_worker_beside_one_that_is_heavily_loaded(load: int) -> Callable[[], ob
 def pruned(jobs: int) -> Callable[[], object]:
     box, ids = box_with(jobs)
     box.cancel(*ids)
-    box.limits = box.engine.limits = type(box.limits)(retention=0.0)
+    box.limits = box.engine.limits = replace(box.limits, retention=0.0)
     return lambda: box.advance(2)
 
 

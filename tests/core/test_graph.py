@@ -10,7 +10,7 @@ from tests.core.box import Box, Denied
 from tests.core.invariants import check, check_empty
 from worker_sdk.messages import Dependency
 
-MANY = 200_000
+MANY = 50_000
 
 
 def ended(id: str) -> Dependency:

@@ -6,7 +6,6 @@ import pytest
 
 from broker.core import service
 from broker.core.engine import Heard
-from broker.core.limits import Limits
 from tests.core.box import Box, Denied
 from tests.core.invariants import check_empty
 from worker_sdk.messages import Heartbeat, Ping, Stats, Welcome
@@ -195,7 +194,7 @@ def test_hello_is_answered_by_welcome(box: Box) -> None:
             version="box",
             heartbeat=2.5,
             heartbeat_limit=10.0,
-            message_limit=Limits().max_message,
+            message_limit=16 * 1024**2,
             req=worker.welcomes[0].req,
         )
     ]

@@ -80,10 +80,13 @@ class FuzzEngine:
 
     def __init__(self, seed: int, *, store: str = "memory", restarts: float = 0.01) -> None:
         self.limits = Limits(
-            *(5.0, 2.0, 20.0),
+            heartbeat_limit=5.0,
+            grace=2.0,
+            retention=20.0,
             max_ended=30,
             max_jobs=40,
             max_bytes=20_000,
+            max_message=16 * 1024**2,
             max_workers=4,
             max_waits=5,
         )

@@ -177,6 +177,13 @@ class Hoarders:
             return
         self.due = now + _LOOK_EVERY_S
         self._posted_bytes = 0
+        try:
+            self._look()
+        except OSError as error:
+            # Nothing can be opened while there are no descriptors; there is soon another look.
+            log.debug("memory not looked at", why=str(error))
+
+    def _look(self) -> None:
         taken = _own_memory_bytes() - self._live_bytes()
         if self._floor_bytes is None or taken < self._floor_bytes:
             self._floor_bytes = taken

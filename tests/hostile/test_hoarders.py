@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -86,6 +87,20 @@ def test_nobody_is_looked_at_while_memory_grows_by_live_jobs_alone(stage: Stage)
     stage.live += 1000 * MIB
 
     assert stage.look() == []
+
+
+def test_look_without_descriptors_is_put_off(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    stage.heard(3, 1)
+    stage.connections = [(3, 0, 300 * MIB)]
+    stage.memory += 351 * MIB
+    with monkeypatch.context() as patch:
+        patch.setattr(hoarders, "_own_memory_bytes", none_left)
+        assert stage.look() == []
+
+    assert stage.look() == [3]
 
 
 def test_the_largest_go_until_the_rest_is_within_the_bound(stage: Stage) -> None:

@@ -5,43 +5,11 @@ a wrong configuration among it; 3 no broker reachable. An error is one line on s
 the culprit.
 """
 
-import contextlib
-import io
-import os
 import sys
 from collections.abc import Sequence
 
-import click
-
-from broker import __version__
-from broker.cli import jobs, keys, processes
-from broker.cli.options import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError, Invocation
-from broker.config import ConfigError
-from worker_sdk import BrokerUnreachable, InvalidRequest, PointsmanError
-from worker_sdk.keys import KeyFileError
-
 EXIT_INTERRUPTED = 130
 """What shells give for a program that Ctrl-C ended."""
-
-TRACEBACK_VARIABLE = "POINTSMAN_TRACEBACK"
-"""Set to anything, an error that nobody foresaw is shown with where it comes from."""
-
-
-@click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    invoke_without_command=True,
-)
-@click.version_option(__version__, prog_name="pointsman")
-@click.pass_context
-def cli(context: click.Context) -> None:
-    """A brokered job queue: jobs wait for other jobs, workers get each the moment it is ready."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
-        context.exit(EXIT_USAGE)
-
-
-for command in (*processes.COMMANDS, *jobs.COMMANDS, keys.keys):
-    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,53 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit code, after any error was told on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    invocation = Invocation()
     try:
-        code = cli.main(
-            None if arguments is None else list(arguments),
-            prog_name="pointsman",
-            standalone_mode=False,
-            obj=invocation,
-        )
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _forget_stdout()
-        return EXIT_REFUSED
-    except click.ClickException as error:
-        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-        invocation.tell_error(error.format_message(), where=where or "pointsman", code="usage")
-        return EXIT_USAGE
-    except ConfigError as error:
-        invocation.tell_error(str(error), code="configuration")
-        return EXIT_USAGE
-    except BrokerUnreachable as error:
-        invocation.tell_error(str(error), code="unreachable")
-        return EXIT_UNREACHABLE
-    except KeyFileError as error:
-        invocation.tell_error(str(error), code=error.code)
-        return EXIT_USAGE
-    except PointsmanError as error:
-        invocation.tell_error(str(error), code=error.code, ids=error.ids)
-        return EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_REFUSED
-    except CommandError as error:
-        invocation.tell_error(str(error), code=error.code)
-        return EXIT_REFUSED
-    except (KeyboardInterrupt, click.Abort):
-        invocation.tell_error("interrupted", code="interrupted")
+        # Here, because it takes a while: an interrupt meanwhile is told like a later one.
+        from broker.cli.commands import carry_out
+
+        return carry_out(sys.argv[1:] if arguments is None else list(arguments))
+    except KeyboardInterrupt:
+        sys.stderr.write("pointsman: error: interrupted\n")
         return EXIT_INTERRUPTED
-    except Exception as error:  # a fault of the program's own
-        if os.environ.get(TRACEBACK_VARIABLE):
-            raise
-        message = f"{type(error).__name__}: {error} (unforeseen; {TRACEBACK_VARIABLE}=1 shows more)"
-        invocation.tell_error(message, code="internal")
-        return EXIT_REFUSED
-    return code if isinstance(code, int) else 0
-
-
-def _forget_stdout() -> None:
-    """Let what is still buffered for a reader that has gone fall into nothing, silently."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,7 +12,7 @@ import click
 import msgspec
 from msgspec import UNSET, Raw
 
-from broker.cli import cli
+from broker.cli.commands import cli
 from broker.cli.options import CommandError, Invocation
 from broker.codec import Malformed, decode, encode
 from broker.config import Config, ConfigError, load, settings, show

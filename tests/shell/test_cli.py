@@ -484,3 +484,22 @@ def test_python_m_broker_is_the_same_command() -> None:
     )
 
     assert done.stdout.startswith("pointsman, version ")
+
+
+def test_interrupt_before_anything_is_imported_is_told_like_a_later_one() -> None:
+    code = (
+        "import sys\n"
+        "from broker.cli import main\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "main(['ping'])\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert done.returncode == 130
+    assert done.stderr == "pointsman: error: interrupted\n"

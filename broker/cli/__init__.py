@@ -8,13 +8,19 @@ the culprit.
 import sys
 from collections.abc import Sequence
 
+from broker.cli import streams
+
 EXIT_INTERRUPTED = 130
 """What shells give for a program that Ctrl-C ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
-    sys.exit(run(arguments))
+    streams.set_up()
+    code = run(arguments)
+    # Else the interpreter tries once more at its end, and leaves with a code of its own.
+    streams.flush_or_forget(sys.stderr)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

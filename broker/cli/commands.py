@@ -1,6 +1,5 @@
 """All commands together, and what becomes of their errors."""
 
-import contextlib
 import io
 import os
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from broker import __version__
-from broker.cli import EXIT_INTERRUPTED, jobs, keys, processes
+from broker.cli import EXIT_INTERRUPTED, jobs, keys, processes, streams
 from broker.cli.options import (
     EXIT_REFUSED,
     EXIT_UNREACHABLE,
@@ -54,7 +53,11 @@ def carry_out(arguments: Sequence[str]) -> int:
         )
         sys.stdout.flush()
     except BrokenPipeError:
-        _forget_stdout()
+        streams.forget(sys.stdout)
+        return EXIT_REFUSED
+    except streams.OutputError as error:
+        streams.forget(sys.stdout)
+        invocation.tell_error(f"stdout: {error.strerror}", code="output")
         return EXIT_REFUSED
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
@@ -85,9 +88,3 @@ def carry_out(arguments: Sequence[str]) -> int:
         invocation.tell_error(message, code="internal")
         return EXIT_REFUSED
     return code if isinstance(code, int) else 0
-
-
-def _forget_stdout() -> None:
-    """Let what is still buffered for a reader that has gone fall into nothing, silently."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

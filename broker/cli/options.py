@@ -1,5 +1,6 @@
 """What the commands share: the types of their arguments, their common options, their errors."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -50,7 +51,9 @@ class Invocation:
             line = json.dumps({"error": error})
         else:
             line = f"{where}: error: {clean(message)}"
-        click.echo(line, file=sys.stderr)
+        # Where nobody can be told, the exit code still says it.
+        with contextlib.suppress(OSError):
+            click.echo(line, file=sys.stderr)
 
 
 def _set_json(context: click.Context, _: click.Parameter, value: bool) -> bool:
@@ -121,7 +124,7 @@ def dependency(text: str) -> Dependency:
 def json_value(text: str) -> Raw:
     """JSON that was found to be valid, kept as it was written; ``-`` reads it from stdin."""
     try:
-        content = sys.stdin.buffer.read() if text == "-" else text.encode()
+        content = _stdin() if text == "-" else text.encode()
         text = content.decode()
     except UnicodeError:
         raise click.BadParameter("not UTF-8") from None
@@ -136,6 +139,15 @@ def json_value(text: str) -> Raw:
     except RecursionError:
         raise click.BadParameter("nested too deep") from None
     return Raw(content)
+
+
+def _stdin() -> bytes:
+    if sys.stdin is None:
+        raise click.BadParameter("stdin is closed")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise click.BadParameter(f"stdin: {error.strerror or error}") from None
 
 
 def _no_constants(name: str) -> None:

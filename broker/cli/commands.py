@@ -15,6 +15,8 @@ from broker.cli.options import (
     EXIT_USAGE,
     CommandError,
     Invocation,
+    asks_for_json,
+    help_if_alone,
 )
 from broker.config import ConfigError
 from worker_sdk import BrokerUnreachable, InvalidRequest, PointsmanError
@@ -32,9 +34,7 @@ TRACEBACK_VARIABLE = "POINTSMAN_TRACEBACK"
 @click.pass_context
 def cli(context: click.Context) -> None:
     """A brokered job queue: jobs wait for other jobs, workers get each the moment it is ready."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
-        context.exit(EXIT_USAGE)
+    help_if_alone(context)
 
 
 for command in (*processes.COMMANDS, *jobs.COMMANDS, keys.keys):
@@ -46,7 +46,7 @@ def carry_out(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    invocation = Invocation()
+    invocation = Invocation(as_json=asks_for_json(arguments))
     try:
         code = cli.main(
             list(arguments), prog_name="pointsman", standalone_mode=False, obj=invocation
@@ -76,7 +76,7 @@ def carry_out(arguments: Sequence[str]) -> int:
         invocation.tell_error(str(error), code=error.code, ids=error.ids)
         return EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_REFUSED
     except CommandError as error:
-        invocation.tell_error(str(error), code=error.code)
+        invocation.tell_error(str(error), code=error.code, ids=error.ids)
         return EXIT_REFUSED
     except (KeyboardInterrupt, click.Abort):
         invocation.tell_error("interrupted", code="interrupted")

@@ -22,7 +22,7 @@ from broker.cli.options import (
     positive_seconds,
     seconds,
 )
-from broker.cli.output import clean, write_counts, write_job, write_json, write_list
+from broker.cli.output import clean, write_counts, write_job, write_json, write_list, write_more
 from worker_sdk import Client, Dependency, JobSpec, JobStatus, WaitTimeout
 from worker_sdk.messages import DEFAULT_CHANNEL
 
@@ -200,7 +200,10 @@ def list_jobs(
     as_json: bool,
     **filters: str | bool | datetime | None,
 ) -> None:
-    """List jobs: live ones first, then ended ones, each newest first."""
+    """List jobs: live ones first, then ended ones, each newest first.
+
+    If there are more than --limit, where to go on stands on stderr.
+    """
     given: dict[str, Any] = {name: value for name, value in filters.items() if value}
     if state:
         given["state"] = state
@@ -213,7 +216,7 @@ def list_jobs(
             if after is None or not everything:
                 break
     if after is not None:
-        click.echo(f"there are more: --after {after}, or --all", err=True)
+        write_more(after, as_json=as_json)
 
 
 @click.command()
@@ -252,7 +255,7 @@ def _wait_for(client: Client, ids: Sequence[UUID], timeout_s: float | None, as_j
     try:
         jobs = client.wait(list(ids), timeout=timeout_s)
     except WaitTimeout as error:
-        raise CommandError(str(error), "timeout") from None
+        raise CommandError(str(error), "timeout", ids=error.ids) from None
     _write_jobs(jobs, as_json)
     return EXIT_REFUSED if any(job.state != "finished" for job in jobs) else 0
 

@@ -6,15 +6,17 @@ from typing import Any
 
 import click
 
-from broker.cli.options import json_option
+from broker.cli.options import help_if_alone, json_option
 from broker.cli.output import write_json
 from broker.policy import ROLES, Grant, load
 from worker_sdk.keys import KeyPair, new_pair, read_public, write_pair
 
 
-@click.group()
-def keys() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def keys(context: click.Context) -> None:
     """Make, list and revoke the keys of a broker's clients and workers."""
+    help_if_alone(context)
 
 
 def _policy_option(*, required: bool) -> Callable[[Any], Any]:

@@ -1,6 +1,7 @@
 """What the commands share: the types of their arguments, their common options, their errors."""
 
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -27,9 +28,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 class CommandError(Exception):
     """A command could not do what it was asked for; the message is for who called it."""
 
-    def __init__(self, message: str, code: str = "failed") -> None:
+    def __init__(self, message: str, code: str = "failed", *, ids: Iterable[UUID] = ()) -> None:
         super().__init__(message)
         self.code = code
+        self.ids = tuple(ids)
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Invocation:
     """One run of the command line."""
 
     as_json: bool = False
-    """Whether output, errors too, is for programs; set as soon as the flag has been read."""
+    """Whether output, errors too, is for programs; certain as soon as the flag has been read."""
     key: str | None = None
     broker_key: str | None = None
     """The key files that the command line names."""
@@ -54,6 +56,18 @@ class Invocation:
         # Where nobody can be told, the exit code still says it.
         with contextlib.suppress(OSError):
             click.echo(line, file=sys.stderr)
+
+
+def asks_for_json(arguments: Iterable[str]) -> bool:
+    """Whether --json seems to stand among the options: for errors before these have been read."""
+    return "--json" in itertools.takewhile("--".__ne__, arguments)
+
+
+def help_if_alone(context: click.Context) -> None:
+    """Show the help of a group of commands that is called without one of them: wrong usage."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        context.exit(EXIT_USAGE)
 
 
 def _set_json(context: click.Context, _: click.Parameter, value: bool) -> bool:

@@ -109,6 +109,12 @@ def write_list(jobs: Sequence[JobStatus], *, as_json: bool, heading: bool = True
         click.echo("  ".join([id, _colored(state, widths[1]), *cells]).rstrip())
 
 
+def write_more(after: str, *, as_json: bool) -> None:
+    """Write to stderr where the next page of a list begins: stdout has jobs alone."""
+    line = _to_json({"after": after}) if as_json else f"there are more: --after {after}, or --all"
+    click.echo(line, err=True)
+
+
 def _row(job: JobStatus) -> tuple[str, ...]:
     attempt = f"{job.attempt}/{job.max_attempts}"
     return (

@@ -213,6 +213,9 @@ def test_wait_that_takes_too_long_says_who_has_not_ended(cli: Cli) -> None:
 
     assert id in cli.error("wait", id, "--timeout", "50ms", code=1)
 
+    error = json.loads(cli.error("wait", id, "--timeout", "50ms", "--json", code=1))["error"]
+    assert (error["code"], error["ids"]) == ("timeout", [id])
+
 
 @pytest.mark.usefixtures("broker")
 def test_list_filters_and_pages(cli: Cli) -> None:
@@ -246,6 +249,18 @@ def test_list_says_how_to_go_on(cli: Cli) -> None:
 
     assert (code, out.split("\t")[0]) == (0, second)
     assert next_page.split("\t")[0] == first
+
+
+@pytest.mark.usefixtures("broker")
+def test_list_tells_programs_how_to_go_on(cli: Cli) -> None:
+    first = cli("enqueue", "add").strip()
+    second = cli("enqueue", "add").strip()
+
+    out, err, code = cli.all("list", "--limit", "1", "--json")
+    place = json.loads(err)["after"]
+
+    assert (code, json.loads(out)["id"]) == (0, second)
+    assert cli.json("list", "--limit", "1", "--after", place)["id"] == first
 
 
 @pytest.mark.usefixtures("broker")
@@ -356,11 +371,33 @@ def test_type_that_the_broker_refuses_is_wrong_usage(cli: Cli, type: str) -> Non
     cli.error("enqueue", type, code=2)
 
 
-def test_without_a_command_there_is_help(cli: Cli) -> None:
-    out, _, code = cli.all()
+@pytest.mark.parametrize(("group", "command"), [([], "enqueue"), (["keys"], "revoke")])
+def test_without_a_command_there_is_help(cli: Cli, group: list[str], command: str) -> None:
+    out, err, code = cli.all(*group)
 
-    assert code == 2
-    assert "enqueue" in out
+    assert (err, code) == ("", 2)
+    assert f"\n  {command} " in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ping", "--json", "--bogus"],
+        ["ping", "--bogus", "--json"],
+        ["ping", "--broker", "nowhere", "--json"],
+        ["png", "--json"],
+        ["keys", "make", "--json"],
+    ],
+)
+def test_wrong_usage_is_told_to_programs_in_json(cli: Cli, arguments: list[str]) -> None:
+    assert json.loads(cli.error(*arguments, code=2))["error"]["code"] == "usage"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list", "--type", "--json", "--limit", "0"], ["list", "--bogus", "--", "--json"]]
+)
+def test_json_that_is_no_option_asks_for_none(cli: Cli, arguments: list[str]) -> None:
+    assert cli.error(*arguments, code=2).startswith("pointsman list: error: ")
 
 
 def test_each_setting_is_a_flag_of_serve(cli: Cli) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import zmq
 
-from broker import exposure
+from broker import exposure, policy
 from broker import log as logs
 from broker.config import Config, ConfigError, reloaded
 from broker.log import get_logger
 from broker.server import Server
 from broker.store import StoreError, open_store
+from worker_sdk.keys import KeyFileError, check_curve, read_pair
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -55,7 +56,7 @@ def serve(
     signals = _Signals(config, reload)
     signals.take()
     # Before the store is made or touched.
-    exposure.check(config)
+    check(config)
     try:
         store = open_store(config.store)
     except StoreError as error:
@@ -68,6 +69,19 @@ def serve(
         except StoreError as error:
             raise StartError(f"store {config.store}: {error}") from error
         return _run(server, config, signals, ready_file)
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for all that is wrong before the store and the endpoints are opened."""
+    exposure.check(config)
+    if not config.key:
+        return
+    try:
+        check_curve()
+        read_pair(config.key)
+    except KeyFileError as error:
+        raise ConfigError(f"key: {error}") from None
+    policy.load(config.policy)
 
 
 def _raise_descriptor_limit() -> None:

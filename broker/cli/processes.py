@@ -17,7 +17,7 @@ from broker import log as logs
 from broker.cli.options import CommandError, Invocation, endpoint, json_option, key_options
 from broker.cli.output import write_json
 from broker.config import Config, load, settings, show
-from broker.kinds import Switch
+from broker.kinds import FileMode, Switch
 from worker_sdk import Worker
 from worker_sdk.messages import DEFAULT_ENDPOINT
 
@@ -58,8 +58,8 @@ def serve(
     """Run a broker until SIGTERM or Ctrl-C.
 
     A flag wins over the environment (POINTSMAN_<NAME>), which wins over the file. SIGHUP reads
-    the settings again. --json makes the log JSON lines. Exit codes: 0 left when told to, 1 could
-    not start or had to stop, 2 wrong settings.
+    the settings again. --json makes the log JSON lines, and what --check writes one object. Exit
+    codes: 0 left when told to, 1 could not start or had to stop, 2 wrong settings.
     """
     if as_json and flags.get("log_format") is None:
         flags["log_format"] = "json"
@@ -68,21 +68,29 @@ def serve(
         return load(flags, file=config)
 
     settled = read()
+
+    from broker import daemon
+
     if check:
-        from broker import exposure
-
-        exposure.check(settled)
-        for name, value in show(settled).items():
-            click.echo(f"{name} = {value}")
+        daemon.check(settled)
+        _write_settings(settled, as_json=as_json)
         return 0
-
-    from broker.daemon import StartError
-    from broker.daemon import serve as run_broker
-
     try:
-        return run_broker(settled, reload=read, ready_file=ready_file)
-    except StartError as error:
+        return daemon.serve(settled, reload=read, ready_file=ready_file)
+    except daemon.StartError as error:
         raise CommandError(str(error), "start") from error
+
+
+def _write_settings(config: Config, *, as_json: bool) -> None:
+    """Write each setting: as a line for people, for programs as seconds, bytes and counts."""
+    shown = show(config)
+    if as_json:
+        modes = {each.name for each in settings() if isinstance(each.kind, FileMode)}
+        plain = {name: getattr(config, name) for name in shown if name not in modes}
+        write_json(shown | plain)
+        return
+    for name, value in shown.items():
+        click.echo(f"{name} = {value}")
 
 
 @click.command(short_help="Run a worker from your code.")

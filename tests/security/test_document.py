@@ -48,6 +48,9 @@ def test_serve_takes_the_settings_that_stand_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("keys").mkdir(mode=0o700)
+    for arguments in commands():
+        assert run(arguments) == 0
     (line,) = re.findall("^pointsman (serve .*)$", TEXT, re.MULTILINE)
 
     assert run([*shlex.split(line), "--check"]) == 0

@@ -417,6 +417,29 @@ def test_check_shows_the_settings_and_starts_nothing(cli: Cli, tmp_path: Path) -
     assert "store = memory" in out
 
 
+def test_check_gives_programs_the_settings_as_one_object(cli: Cli) -> None:
+    checked = cli.json("serve", "--check", "--grace", "1m", "--bind", "tcp://127.0.0.1:*")
+
+    assert set(checked) == {setting.name for setting in settings()}
+    assert (checked["grace"], checked["bind"]) == (60, ["tcp://127.0.0.1:*"])
+    assert (checked["ipc_mode"], checked["allow_unencrypted_network"]) == ("0600", False)
+
+
+def test_check_finds_what_the_start_finds(cli: Cli, tmp_path: Path) -> None:
+    cli("keys", "make", "b", "--folder", str(tmp_path))
+    key, policy, store = tmp_path / "b.key", tmp_path / "policy.toml", tmp_path / "jobs.db"
+    keyed = ["--store", f"sqlite:{store}", "--key", str(key), "--policy", str(policy)]
+
+    assert "policy.toml" in cli.error("serve", "--check", *keyed, code=2)
+    policy.write_text("[keys.b]\n")
+    assert "'b'" in cli.error("serve", "--check", *keyed, code=2)
+    policy.write_text("")
+    assert "policy.toml" in cli("serve", "--check", *keyed)
+    key.unlink()
+    assert "b.key" in cli.error("serve", "--check", *keyed, code=2)
+    assert not store.exists()
+
+
 @pytest.mark.parametrize("command", ["status", "cancel", "wait", "retry", "delete"])
 def test_no_broker_is_exit_code_3(cli: Cli, command: str) -> None:
     line = cli.error(command, str(uuid4()), "--broker", NOBODY, "--patience", "200ms", code=3)

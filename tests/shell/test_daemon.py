@@ -159,6 +159,15 @@ def test_wrong_setting_is_exit_code_2() -> None:
     assert "grace" in refusal("--grace", "soon", code=2)
 
 
+def test_key_file_that_is_missing_is_refused_before_the_store_is_made(tmp_path: Path) -> None:
+    key, policy, store = tmp_path / "b.key", tmp_path / "policy.toml", tmp_path / "jobs.db"
+    policy.touch()
+    flags = ["--key", str(key), "--policy", str(policy), "--store", f"sqlite:{store}"]
+
+    assert str(key) in refusal(*flags, "--bind", LOOPBACK, code=2)
+    assert not store.exists()
+
+
 # ---- end -------------------------------------------------------------------------------------
 
 

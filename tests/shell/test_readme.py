@@ -61,6 +61,14 @@ def test_two_commands_install_and_run_the_demo_and_the_tests() -> None:
     assert tests.endswith(".venv/bin/pip install -e '.[test]' && .venv/bin/pytest")
 
 
+def test_environment_is_entered_before_a_command_needs_it() -> None:
+    venv = re.findall(r"python3 -m venv (\S+)", README)[0]
+
+    before, _, _ = README.partition("\npointsman ")
+
+    assert f"`. {venv}/bin/activate`" in before
+
+
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")

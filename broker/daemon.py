@@ -119,6 +119,8 @@ def _ready(file: Path | None, endpoints: list[str]) -> Iterator[None]:
     if file is None:
         yield
         return
+    if not file.name:
+        raise StartError(f"ready file {file}: that is no file's name")
     # Whoever waits for the file finds it whole: it appears under its name only when written.
     draft = file.with_name(f"{file.name}.{os.getpid()}")
     try:

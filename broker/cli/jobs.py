@@ -13,14 +13,17 @@ from broker.cli.options import (
     EXIT_REFUSED,
     CommandError,
     Invocation,
+    TakesNegativeNumbers,
     broker_option,
     dependency,
     job_id,
+    job_name,
     json_option,
     json_value,
     moment,
     positive_seconds,
     seconds,
+    whole_number,
 )
 from broker.cli.output import clean, write_counts, write_job, write_json, write_list, write_more
 from worker_sdk import Client, Dependency, JobSpec, JobStatus, WaitTimeout
@@ -33,8 +36,8 @@ PAGE_JOBS = 1000
 ids_argument = click.argument("ids", nargs=-1, required=True, type=job_id, metavar="ID...")
 
 
-@click.command()
-@click.argument("type")
+@click.command(cls=TakesNegativeNumbers)
+@click.argument("type", type=job_name)
 @click.argument("args", type=json_value, required=False, metavar="[ARGS-JSON]")
 @click.option(
     "--after",
@@ -44,9 +47,24 @@ ids_argument = click.argument("ids", nargs=-1, required=True, type=job_id, metav
     help="Wait for this job to finish, or with :ended to end in any way. Repeatable.",
 )
 @click.option("--wait", "waiting", is_flag=True, help="Wait until the job has ended; show it.")
-@click.option("--channel", default=DEFAULT_CHANNEL, show_default=True, help="The lane to use.")
-@click.option("--priority", type=int, default=0, show_default=True, help="Higher runs first.")
-@click.option("--delay", type=seconds, metavar="TIME", help="Start no earlier than after.")
+@click.option(
+    "--channel",
+    type=job_name,
+    default=DEFAULT_CHANNEL,
+    metavar="CHANNEL",
+    show_default=True,
+    help="The lane to use.",
+)
+@click.option(
+    "--priority",
+    type=whole_number("priority"),
+    default=0,
+    show_default=True,
+    help="Higher runs first.",
+)
+@click.option(
+    "--delay", type=seconds, metavar="TIME", help="Start the job after this time at the earliest."
+)
 @click.option(
     "--timeout", type=positive_seconds, metavar="TIME", help="The longest an attempt runs."
 )
@@ -56,7 +74,13 @@ ids_argument = click.argument("ids", nargs=-1, required=True, type=job_id, metav
     metavar="TIME",
     help="Cancel the job if it has not started by then.",
 )
-@click.option("--max-attempts", type=int, default=3, show_default=True, help="Attempts at most.")
+@click.option(
+    "--max-attempts",
+    type=whole_number("max_attempts"),
+    default=3,
+    show_default=True,
+    help="Attempts at most.",
+)
 @click.option(
     "--backoff", type=seconds, metavar="TIME", help="How long to wait before the first retry."
 )
@@ -169,14 +193,15 @@ def delete(ids: tuple[UUID, ...], broker: str | None, patience: float, as_json: 
 
 @click.command("list", short_help="List jobs, newest first.")
 @click.option("--state", type=click.Choice(STATES), multiple=True, help="Repeatable.")
-@click.option("--type", help="Only jobs of this type.")
-@click.option("--channel", help="Only jobs in this channel.")
+@click.option("--type", type=job_name, metavar="TYPE", help="Only jobs of this type.")
+@click.option("--channel", type=job_name, metavar="CHANNEL", help="Only jobs in this channel.")
 @click.option("--roots", is_flag=True, help="Only jobs without dependencies.")
 @click.option(
     "--since",
     type=moment,
     metavar="MOMENT",
-    help="Only jobs queued then or later: ISO 8601, or how long ago (1h).",
+    help="Only jobs queued then or later: ISO 8601 (local time if it names no zone), or how long "
+    "ago (1h).",
 )
 @click.option("--until", type=moment, metavar="MOMENT", help="Only jobs queued before then.")
 @click.option(
@@ -204,7 +229,7 @@ def list_jobs(
 
     If there are more than --limit, where to go on stands on stderr.
     """
-    given: dict[str, Any] = {name: value for name, value in filters.items() if value}
+    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
     if state:
         given["state"] = state
     with _connect(broker, patience) as client:

@@ -3,20 +3,26 @@
 import contextlib
 import itertools
 import json
+import math
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 from uuid import UUID
 
 import click
 from msgspec import Raw
 
 from broker.cli.output import clean
-from broker.kinds import Duration, Endpoints
+from broker.kinds import Count, Duration, Endpoints, Kind, Size
 from worker_sdk import Dependency
-from worker_sdk.messages import DEFAULT_ENDPOINT
+from worker_sdk.messages import DEFAULT_ENDPOINT, NewJob
+from worker_sdk.requests import LONGEST_HOLD_S
+
+LONGEST_INTEGER_CHARACTERS = 4300
+"""Clients and workers read none that is longer, its sign counted (msgspec 0.22)."""
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
@@ -86,11 +92,19 @@ json_option = click.option(
 )
 
 
+def signed(kind: Kind, value: object) -> object:
+    """A negative number in text as a number, so that it is found too small, and not to be none."""
+    if isinstance(kind, Duration | Size | Count) and isinstance(value, str) and value[:1] == "-":
+        with contextlib.suppress(ValueError):
+            return -kind.parse(value[1:])
+    return value
+
+
 def seconds(text: str) -> float:
     """Seconds from a number or from text like ``10s``."""
     kind = Duration(0, 10 * 365 * 86_400)
     try:
-        return kind.parse(text)
+        return kind.parse(signed(kind, text))
     except ValueError as error:
         raise click.BadParameter(
             f"{text!r} is not right ({error}); expected {kind.right}"
@@ -115,6 +129,34 @@ def endpoint(text: str) -> str:
     if more or "*" in checked:
         raise click.BadParameter(f"{text!r} is not one certain endpoint, like {DEFAULT_ENDPOINT}")
     return checked
+
+
+def _bounds(field: str) -> Any:
+    """The bounds of a field of new jobs, as the wire has them: a msgspec.Meta."""
+    (bounds,) = get_type_hints(NewJob, include_extras=True)[field].__metadata__
+    return bounds
+
+
+def whole_number(field: str) -> click.IntRange:
+    """The type of an option that sets this field of a new job."""
+    bounds = _bounds(field)
+    return click.IntRange(bounds.ge, bounds.le)
+
+
+def job_name(text: str) -> str:
+    """The name of a job type or of a channel."""
+    least, most = _NAME_BOUNDS.min_length, _NAME_BOUNDS.max_length
+    if not least <= len(text) <= most:
+        shown = repr(text) if len(text) <= 40 else f"{text[:40]!r}…"
+        raise click.BadParameter(f"{shown} has {len(text)} characters; expected {least} to {most}")
+    try:
+        text.encode()
+    except UnicodeError:
+        raise click.BadParameter(f"{text!r} is not UTF-8") from None
+    return text
+
+
+_NAME_BOUNDS = _bounds("type")
 
 
 def job_id(text: str) -> UUID:
@@ -143,7 +185,14 @@ def json_value(text: str) -> Raw:
     except UnicodeError:
         raise click.BadParameter("not UTF-8") from None
     try:
-        json.loads(text, parse_constant=_no_constants, parse_int=len)
+        value = json.loads(
+            text, parse_constant=_no_constants, parse_int=_length, parse_float=_double
+        )
+        if _HALF_A_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise click.BadParameter(f"{half!r} is half a character: not Unicode") from None
     except json.JSONDecodeError as error:
         raise click.BadParameter(
             f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
@@ -164,8 +213,32 @@ def _stdin() -> bytes:
         raise click.BadParameter(f"stdin: {error.strerror or error}") from None
 
 
+_HALF_A_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+"""What stands for one of a pair of surrogates, and is half a character if it stands alone."""
+
+
 def _no_constants(name: str) -> None:
     raise ValueError(f"it has neither NaN nor infinity, found {name}")
+
+
+def _length(text: str) -> int:
+    """The number's length: its value does not matter, and takes long to compute."""
+    if len(text) > LONGEST_INTEGER_CHARACTERS:
+        raise click.BadParameter(
+            f"{text[:10]}… has {len(text)} characters, and an integer of more than "
+            f"{LONGEST_INTEGER_CHARACTERS} cannot be read back"
+        )
+    return len(text)
+
+
+def _double(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
+        raise click.BadParameter(
+            f"{shown} cannot be read back; expected numbers up to {sys.float_info.max:.4g}"
+        )
+    return value
 
 
 def moment(text: str) -> datetime:
@@ -183,6 +256,18 @@ def moment(text: str) -> datetime:
         ) from None
 
 
+class TakesNegativeNumbers(click.Command):
+    """A command whose arguments may be negative numbers, which look like options."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Take what is no option as an argument if there may be such a number."""
+        context.ignore_unknown_options = any(map(_NEGATIVE_NUMBER.fullmatch, args))
+        return super().parse_args(context, args)
+
+
+_NEGATIVE_NUMBER = re.compile(r"-[0-9][0-9.eE+-]*")
+
+
 def broker_option(command: Command) -> Command:
     """Give ``command`` the options that say which broker to talk to and how patiently."""
     url = click.option(
@@ -198,12 +283,15 @@ def broker_option(command: Command) -> Command:
         default="5s",
         metavar="TIME",
         show_default=True,
-        help="How long to try to reach the broker.",
+        help="How long to try to reach the broker; while waiting for jobs, up to "
+        f"{LONGEST_HOLD_S:g}s longer.",
     )
     return url(key_options(patience(command)))
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value == "":
+        raise click.BadParameter("'' is not the path of a file", context, parameter)
     if context.obj is not None and parameter.name is not None:
         setattr(context.obj, parameter.name, value)
 

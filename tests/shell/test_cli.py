@@ -1,4 +1,4 @@
-"""The command line: what it writes, how it leaves, and what it says when something is wrong."""
+"""The command line: what it writes, and how it leaves."""
 
 import json
 import subprocess
@@ -11,58 +11,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from broker import LocalBroker
-from broker.cli import run
-from broker.config import settings
+from tests.shell.command_line import Cli
 from worker_sdk import Client, WorkerSession
-
-NOBODY = "tcp://127.0.0.1:1"
-
-
-class Cli:
-    """Runs command lines in this process."""
-
-    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
-        self._capture = capture
-
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        """What the command writes to stdout; it must leave with ``code``."""
-        out, err, left_with = self.all(*arguments)
-        assert left_with == code, (arguments, out, err)
-        if code == 0:
-            assert err == ""
-        return out
-
-    def json(self, *arguments: str, code: int = 0) -> Any:
-        """The one JSON object that the command writes."""
-        (line,) = self(*arguments, "--json", code=code).splitlines()
-        return json.loads(line)
-
-    def error(self, *arguments: str, code: int) -> str:
-        """The one line that the command writes to stderr, nothing being on stdout."""
-        out, err, left_with = self.all(*arguments)
-        assert left_with == code, (arguments, out, err)
-        assert out == ""
-        (line,) = err.splitlines()
-        return line
-
-    def all(self, *arguments: str) -> tuple[str, str, int]:
-        self._capture.readouterr()
-        code = run(arguments)
-        captured = self._capture.readouterr()
-        return captured.out, captured.err, code
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(capsys)
-
-
-@pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalBroker]:
-    with LocalBroker() as local:
-        monkeypatch.setenv("POINTSMAN_BROKER", local.endpoint)
-        yield local
-
 
 Work = Callable[[str, Any], None]
 
@@ -125,6 +75,27 @@ def test_enqueue_reads_args_from_stdin(cli: Cli, monkeypatch: pytest.MonkeyPatch
     id = cli("enqueue", "add", "-").strip()
 
     assert cli.json("status", id, "--args")["args"] == {"long": "é" * 1000}
+
+
+@pytest.mark.usefixtures("broker")
+@pytest.mark.parametrize("args", ["-5", "-1.5e3", "-0"])
+def test_enqueue_takes_negative_numbers_as_args(cli: Cli, args: str) -> None:
+    first = cli.json("enqueue", "add", args)["id"]
+    second = cli.json("enqueue", "--priority", "-5", "add", args, "--channel", "-6")["id"]
+
+    assert cli.json("status", first, "--args")["args"] == float(args)
+    shown = cli.json("status", second, "--args")
+    assert (shown["args"], shown["priority"], shown["channel"]) == (float(args), -5, "-6")
+
+
+@pytest.mark.usefixtures("broker")
+def test_enqueue_takes_any_json_that_can_be_read_back(cli: Cli) -> None:
+    text = f'["\\ud83d\\ude00", "\\\\ud800", -{"7" * 4299}, 1e308, 1e-400]'
+
+    id = cli("enqueue", "add", text).strip()
+
+    numbers = [-int("7" * 4299), 1e308, 0.0]
+    assert cli.json("status", id, "--args")["args"] == ["😀", "\\ud800", *numbers]
 
 
 @pytest.mark.usefixtures("broker")
@@ -318,133 +289,6 @@ def test_error_for_programs_is_json(cli: Cli) -> None:
 
     assert error["code"] == "not_exist"
     assert error["ids"] == [id]
-
-
-# ---- usage -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "culprit"),
-    [
-        (["enqueue", "add", "{"], "line 1, column 2"),
-        (["enqueue", "add", "[1,\n2,,]"], "line 2, column 3"),
-        (["enqueue", "add", "NaN"], "NaN"),
-        (["enqueue", "add", "[1, -Infinity]"], "-Infinity"),
-        (["enqueue", "add", ""], "line 1, column 1"),
-        (["enqueue", "add", "[" * 100_000], "nested"),
-        (["enqueue", "add", "\udcff"], "UTF-8"),
-        (["enqueue", "add", "--after", "x"], "'x'"),
-        (["enqueue", "add", "--after", f"{uuid4()}:never"], "'never'"),
-        (["enqueue", "add", "--priority", "high"], "'high'"),
-        (["enqueue", "add", "--delay", "-1"], "'-1'"),
-        (["enqueue", "add", "--timeout", "0"], "'0'"),
-        (["enqueue", "add", "--delay", "soon"], "'soon'"),
-        (["enqueue", "add", "--id", "1"], "'1'"),
-        (["enqueue"], "TYPE"),
-        (["status"], "ID"),
-        (["status", "not-an-id"], "'not-an-id'"),
-        (["status", str(uuid4()), "--broker", "localhost"], "localhost"),
-        (["status", str(uuid4()), "--broker", "tcp://127.0.0.1:*"], "tcp://127.0.0.1:*"),
-        (["list", "--state", "done"], "done"),
-        (["list", "--limit", "0"], "0"),
-        (["list", "--since", "yesterday"], "yesterday"),
-        (["lst"], "lst"),
-        (["list", "--nonsense"], "--nonsense"),
-        (["worker", "a b"], "a b"),
-        (["worker", "tasks:"], "tasks:"),
-        (["demo", "/no/such/folder"], "/no/such/folder"),
-        (["demo", "--workers", "0"], "0"),
-        (["serve", "--max-jobs", "many"], "max_jobs"),
-        (["serve", "--bind", "nowhere"], "nowhere"),
-        (["serve", "--config", "/no/such.toml"], "/no/such.toml"),
-    ],
-)
-def test_wrong_usage_is_one_line_that_names_the_culprit(
-    cli: Cli, arguments: list[str], culprit: str
-) -> None:
-    assert culprit in cli.error(*arguments, code=2)
-
-
-@pytest.mark.usefixtures("broker")
-@pytest.mark.parametrize("type", ["", "x" * 201])
-def test_type_that_the_broker_refuses_is_wrong_usage(cli: Cli, type: str) -> None:
-    cli.error("enqueue", type, code=2)
-
-
-@pytest.mark.parametrize(("group", "command"), [([], "enqueue"), (["keys"], "revoke")])
-def test_without_a_command_there_is_help(cli: Cli, group: list[str], command: str) -> None:
-    out, err, code = cli.all(*group)
-
-    assert (err, code) == ("", 2)
-    assert f"\n  {command} " in out
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["ping", "--json", "--bogus"],
-        ["ping", "--bogus", "--json"],
-        ["ping", "--broker", "nowhere", "--json"],
-        ["png", "--json"],
-        ["keys", "make", "--json"],
-    ],
-)
-def test_wrong_usage_is_told_to_programs_in_json(cli: Cli, arguments: list[str]) -> None:
-    assert json.loads(cli.error(*arguments, code=2))["error"]["code"] == "usage"
-
-
-@pytest.mark.parametrize(
-    "arguments", [["list", "--type", "--json", "--limit", "0"], ["list", "--bogus", "--", "--json"]]
-)
-def test_json_that_is_no_option_asks_for_none(cli: Cli, arguments: list[str]) -> None:
-    assert cli.error(*arguments, code=2).startswith("pointsman list: error: ")
-
-
-def test_each_setting_is_a_flag_of_serve(cli: Cli) -> None:
-    help = cli("serve", "--help")
-
-    for setting in settings():
-        assert setting.flag + " " in help
-
-
-def test_check_shows_the_settings_and_starts_nothing(cli: Cli, tmp_path: Path) -> None:
-    file = tmp_path / "p.toml"
-    file.write_text("grace = '1m'\n")
-
-    out = cli("serve", "--check", "--config", str(file), "--store", "memory")
-
-    assert "grace = 1m" in out
-    assert "store = memory" in out
-
-
-def test_check_gives_programs_the_settings_as_one_object(cli: Cli) -> None:
-    checked = cli.json("serve", "--check", "--grace", "1m", "--bind", "tcp://127.0.0.1:*")
-
-    assert set(checked) == {setting.name for setting in settings()}
-    assert (checked["grace"], checked["bind"]) == (60, ["tcp://127.0.0.1:*"])
-    assert (checked["ipc_mode"], checked["allow_unencrypted_network"]) == ("0600", False)
-
-
-def test_check_finds_what_the_start_finds(cli: Cli, tmp_path: Path) -> None:
-    cli("keys", "make", "b", "--folder", str(tmp_path))
-    key, policy, store = tmp_path / "b.key", tmp_path / "policy.toml", tmp_path / "jobs.db"
-    keyed = ["--store", f"sqlite:{store}", "--key", str(key), "--policy", str(policy)]
-
-    assert "policy.toml" in cli.error("serve", "--check", *keyed, code=2)
-    policy.write_text("[keys.b]\n")
-    assert "'b'" in cli.error("serve", "--check", *keyed, code=2)
-    policy.write_text("")
-    assert "policy.toml" in cli("serve", "--check", *keyed)
-    key.unlink()
-    assert "b.key" in cli.error("serve", "--check", *keyed, code=2)
-    assert not store.exists()
-
-
-@pytest.mark.parametrize("command", ["status", "cancel", "wait", "retry", "delete"])
-def test_no_broker_is_exit_code_3(cli: Cli, command: str) -> None:
-    line = cli.error(command, str(uuid4()), "--broker", NOBODY, "--patience", "200ms", code=3)
-
-    assert NOBODY in line
 
 
 # ---- worker ----------------------------------------------------------------------------------

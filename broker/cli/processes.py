@@ -14,10 +14,28 @@ from typing import Any
 import click
 
 from broker import log as logs
-from broker.cli.options import CommandError, Invocation, endpoint, json_option, key_options
+from broker.cli.options import (
+    CommandError,
+    Invocation,
+    endpoint,
+    json_option,
+    key_options,
+    signed,
+)
 from broker.cli.output import write_json
 from broker.config import Config, load, settings, show
-from broker.kinds import FileMode, Switch
+from broker.kinds import (
+    Choice,
+    Count,
+    Duration,
+    Endpoints,
+    FileMode,
+    FilePath,
+    Kind,
+    Size,
+    StoreUrl,
+    Switch,
+)
 from worker_sdk import Worker
 from worker_sdk.messages import DEFAULT_ENDPOINT
 
@@ -27,17 +45,33 @@ def _settings_as_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     defaults = show(Config())
     for setting in reversed(list(settings())):
         several = setting.name == "bind"
-        switch = isinstance(setting.kind, Switch)
         command = click.option(
             setting.flag,
-            metavar=None if switch else "URL" if several else "VALUE",
+            metavar=_metavar(setting.kind),
             multiple=several,
-            is_flag=switch,
+            is_flag=isinstance(setting.kind, Switch),
             default=None,
             help=f"{setting.meaning[0].upper()}{setting.meaning[1:]}."
             f"{' Repeatable.' if several else ''}  [default: {defaults[setting.name]}]",
         )(command)
     return command
+
+
+def _metavar(kind: Kind) -> str | None:
+    """What stands for the values of a kind in the help; None for a flag that takes none."""
+    if isinstance(kind, Choice):
+        return f"[{'|'.join(kind.words)}]"
+    names: dict[type, str | None] = {
+        Count: "NUMBER",
+        Duration: "TIME",
+        Endpoints: "URL",
+        FileMode: "MODE",
+        FilePath: "FILE",
+        Size: "SIZE",
+        StoreUrl: "memory|sqlite:PATH",
+        Switch: None,
+    }
+    return names.get(type(kind), "VALUE")
 
 
 @click.command()
@@ -63,6 +97,8 @@ def serve(
     """
     if as_json and flags.get("log_format") is None:
         flags["log_format"] = "json"
+    for setting in settings():
+        flags[setting.name] = signed(setting.kind, flags[setting.name])
 
     def read() -> Config:
         return load(flags, file=config)

@@ -69,6 +69,10 @@ from tests.shell.command_line import NOBODY, Cli
         (["demo", "/no/such/folder"], "/no/such/folder"),
         (["demo", "--workers", "0"], "0"),
         (["serve", "--max-jobs", "many"], "max_jobs"),
+        (["serve", "--max-jobs", "-1"], "-1 is not right (too small)"),
+        (["serve", "--max-bytes", "-1KiB"], "-1024 is not right (too small)"),
+        (["serve", "--grace", "-1"], "-1.0 is not right (too small)"),
+        (["serve", "--ipc-mode", "-600"], "'-600' is not right"),
         (["serve", "--bind", "nowhere"], "nowhere"),
         (["serve", "--config", "/no/such.toml"], "/no/such.toml"),
     ],
@@ -113,6 +117,14 @@ def test_each_setting_is_a_flag_of_serve(cli: Cli) -> None:
 
     for setting in settings():
         assert setting.flag + " " in help
+
+
+def test_help_of_serve_names_the_words_that_settings_take(cli: Cli) -> None:
+    help = cli("serve", "--help")
+
+    assert "--store memory|sqlite:PATH " in help
+    assert "--log-level [debug|info|warning|error]" in help
+    assert "--log-format [auto|human|json]" in help
 
 
 def test_check_shows_the_settings_and_starts_nothing(cli: Cli, tmp_path: Path) -> None:

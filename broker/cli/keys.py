@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from broker.cli.options import help_if_alone, json_option
 from broker.cli.output import write_json
@@ -90,6 +91,8 @@ def make(
     """
     if roles and policy is None:
         raise click.UsageError("--role says what the key may do: --policy has to say where")
+    if not roles:
+        _refuse_rights_without_role()
     pair = new_pair(name)
     secret, public = write_pair(pair, folder)
     if roles and policy is not None:
@@ -107,6 +110,23 @@ def make(
         click.echo(f"{public}  public")
         if roles:
             click.echo(f"{policy}  knows it; tell the broker: kill -HUP PID")
+
+
+def _refuse_rights_without_role() -> None:
+    """Raise UsageError for an option that goes with --role alone.
+
+    The environment's POINTSMAN_POLICY is none: it is there for other commands too.
+    """
+    context = click.get_current_context()
+    for parameter, option in (
+        ("policy", "--policy"),
+        ("channels", "--channel"),
+        ("types", "--type"),
+    ):
+        if context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{option} is for a key that may do something: --role has to say what"
+            )
 
 
 @keys.command()

@@ -64,6 +64,9 @@ from tests.shell.command_line import NOBODY, Cli
         (["list", "--since", "yesterday"], "yesterday"),
         (["lst"], "lst"),
         (["list", "--nonsense"], "--nonsense"),
+        (["keys", "make", "x", "--policy", "p"], "--policy"),
+        (["keys", "make", "x", "--channel", "night"], "--channel"),
+        (["keys", "make", "x", "--type", "*"], "--type"),
         (["worker", "a b"], "a b"),
         (["worker", "tasks:"], "tasks:"),
         (["demo", "/no/such/folder"], "/no/such/folder"),
@@ -135,6 +138,16 @@ def test_check_shows_the_settings_and_starts_nothing(cli: Cli, tmp_path: Path) -
 
     assert "grace = 1m" in out
     assert "store = memory" in out
+
+
+def test_key_without_rights_is_made_beside_a_policy_that_the_environment_names(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POINTSMAN_POLICY", str(tmp_path / "policy.toml"))
+
+    cli("keys", "make", "broker", "--folder", str(tmp_path))
+
+    assert {path.name for path in tmp_path.iterdir()} == {"broker.key", "broker.pub"}
 
 
 def test_check_gives_programs_the_settings_as_one_object(cli: Cli) -> None:

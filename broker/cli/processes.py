@@ -36,7 +36,7 @@ from broker.kinds import (
     StoreUrl,
     Switch,
 )
-from worker_sdk import Worker
+from worker_sdk import PointsmanError, Worker
 from worker_sdk.messages import DEFAULT_ENDPOINT
 
 
@@ -161,7 +161,12 @@ def worker(target: str, broker: str | None, log_level: str, as_json: bool) -> No
     invocation = click.get_current_context().find_object(Invocation) or Invocation()
     found.key = invocation.key or found.key
     found.broker_key = invocation.broker_key or found.broker_key
-    found.run()
+    try:
+        found.run()
+    except PointsmanError:
+        raise
+    except RuntimeError as error:  # it has no handlers, or runs already
+        raise click.UsageError(f"{target}: {error}") from None
 
 
 def find_worker(target: str) -> Worker:

@@ -339,6 +339,25 @@ def test_worker_module_that_fails_is_told_with_what_failed(
     assert culprit in line
 
 
+@pytest.mark.parametrize(
+    ("text", "culprit"),
+    [
+        ("worker = Worker()\n", "the worker has no handlers"),
+        ("worker = Worker()\nworker.add('a', print)\nworker.start()\n", "runs already"),
+    ],
+)
+def test_worker_that_cannot_be_run_is_wrong_usage(
+    cli: Cli, module: Callable[[str], str], text: str, culprit: str
+) -> None:
+    name = module(f"from worker_sdk import Worker\n{text}")
+
+    line = cli.error("worker", name, code=2)
+    sys.modules[name].worker.stop()
+
+    assert f"{name}: the worker" in line
+    assert culprit in line
+
+
 def test_worker_command_runs_jobs_and_leaves_on_sigterm(
     cli: Cli, broker: LocalBroker, module: Callable[[str], str], tmp_path: Path
 ) -> None:

@@ -34,8 +34,9 @@ def set_up() -> None:
         os.set_inheritable(number, True)
     os.close(number)
     encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding
+    by_line = sys.stdout is not None and bool(sys.stdout.line_buffering)
     sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(_Stdout(1, "w", closefd=False)), encoding, line_buffering=True
+        io.BufferedWriter(_Stdout(1, "w", closefd=False)), encoding, line_buffering=by_line
     )
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)

@@ -357,6 +357,7 @@ def info_of(job: Job) -> JobInfo:
         # A blocked job may have one already: it may well be over before the job can start.
         due=job.due if job.state is SCHEDULED else None,
         dependencies=job.dependencies,
+        error=job.error,
         progress=UNSET if run is None or run.progress is None else run.progress,
     )
     if outcome is not None:

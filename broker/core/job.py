@@ -99,7 +99,7 @@ class Outcome(Struct, eq=False, gc=False):
 class Job(Struct, eq=False, gc=False):
     """A live job, or one that ended in this turn and is about to leave memory.
 
-    A Struct for its size (152 bytes) and the time it takes to make (0.3 us; a class with slots and
+    A Struct for its size (160 bytes) and the time it takes to make (0.3 us; a class with slots and
     an __init__ 1.0). Not watched by the garbage collector, which would go through a million of
     them in half a second: the end of a job breaks every circle that it is in.
     """
@@ -132,6 +132,8 @@ class Job(Struct, eq=False, gc=False):
     """What this job waits for next: becoming due, expiry or the attempt's time-out."""
     run: Run | None = None
     """While running."""
+    error: str | None = None
+    """The beginning of what the newest failed attempt said; lives in memory only."""
     outcome: Outcome | None = None
     """Once ended."""
     unsaved: bool = False

@@ -28,6 +28,8 @@ from broker.core.timers import Timers
 from broker.core.waits import Waits
 from broker.core.workers import Pool, Worker
 
+_ERROR_SHOWN_MOST = 1_000  # characters, of a job that is tried again
+
 
 class Life:
     """All live jobs. Every change of a job's state is one of the methods here.
@@ -222,6 +224,7 @@ class Life:
             self.end(job, FAILED, Outcome(self.wall, job.run.started, error=error))
             return
         self.totals["retried"] += 1
+        job.error = error[:_ERROR_SHOWN_MOST]
         self._stop_running(job)
         pause = self._pause(job) if backoff else 0.0
         if pause:

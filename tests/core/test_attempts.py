@@ -503,6 +503,21 @@ def test_claim_alone_is_a_sign_of_life_after_a_pause_of_the_broker(box: Box) -> 
     assert worker.got() == [job]
 
 
+def test_job_that_is_tried_again_tells_what_went_wrong_before(box: Box) -> None:
+    id = box.enqueue(backoff=30)
+    worker = box.worker()
+    worker.fail(id, "first\n" + "x" * 5000)
+    assert box.info(id).state == "scheduled"
+    assert box.info(id).error == "first\n" + "x" * 994
+
+    box.advance(40)
+    worker = box.worker()
+    assert (box.info(id).state, (box.info(id).error or "")[:5]) == ("running", "first")
+    worker.finish(id)
+
+    assert box.info(id).error is None
+
+
 # ---- an outcome that is sent twice ---------------------------------------------------------------
 
 

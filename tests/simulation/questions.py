@@ -62,7 +62,7 @@ class Questions(Rules):
                 for id, condition in job.conditions.items()
             ),
             result=UNSET if job.result is None else job.result,
-            error=job.error if job.state == "failed" else None,
+            error=job.error,
             reason=job.reason,
             culprit=job.culprit,
             progress=UNSET if job.progress is None else job.progress,

@@ -98,6 +98,10 @@ def conditions_of(spec: Spec) -> dict[str, str]:
     return conditions
 
 
+ITS_OWN_WORDS = "?"
+"""Stands for what the broker itself says of an attempt that failed."""
+
+
 class Refuse(Exception):
     """The model's way to say no."""
 

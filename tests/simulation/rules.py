@@ -12,7 +12,16 @@ from typing import Any
 
 from msgspec import UNSET, Raw, UnsetType
 
-from tests.simulation.records import Answer, MJob, MWait, MWorker, Origin, Spec, conditions_of
+from tests.simulation.records import (
+    ITS_OWN_WORDS,
+    Answer,
+    MJob,
+    MWait,
+    MWorker,
+    Origin,
+    Spec,
+    conditions_of,
+)
 from tests.simulation.violation import Violation
 from worker_sdk import messages as m
 
@@ -72,7 +81,7 @@ class Rules:
         self._postponed = []
         self.draining = False
         for job in sorted(self.live.values(), key=lambda job: job.seq):
-            job.in_front, job.worker, job.progress = False, None, None
+            job.in_front, job.worker, job.progress, job.error = False, None, None, None
             if job.state == "running":
                 self._arm(job)
             elif self._open(job):
@@ -277,6 +286,7 @@ class Rules:
             self._end(job, "failed")
             return
         self._leave_worker(job)
+        job.error = error or ITS_OWN_WORDS
         backoff = job.spec.backoff
         if not isinstance(backoff, m.Backoff):
             backoff = m.Backoff() if backoff is None else m.Backoff(first=backoff)
@@ -306,6 +316,8 @@ class Rules:
         self._end(job, "canceled")
 
     def _end(self, job: MJob, state: str) -> None:
+        if state != "failed":
+            job.error = None
         started = job.started
         self._leave_worker(job)
         self._not_ready(job)

@@ -89,7 +89,7 @@ class Worker:
         self._pid = 0
         # Guards start and stop against each other.
         self._life = threading.Lock()
-        # How often a signal asked to stop; where `run` waits for that.
+        # Of the `run` that is under way: how often a signal asked to stop; where it waits for that.
         self._signals = 0
         self._bell: Rest | None = None
 
@@ -141,23 +141,27 @@ class Worker:
         are only heeded in the main thread; elsewhere `stop` is the only end. Raises a
         `PointsmanError` if the broker refuses this worker.
         """
-        self._bell = Rest()
-        self._signals = 0
+        bell = Rest()
         try:
             with self._heeding_signals():
-                self.start()
-                hands = self._hands
-                while self._hands is hands and hands is not None:
-                    if self._signals or hands.fault is not None:
-                        log.info("leaving: running jobs have %g s to end", self.grace)
-                        self._stop(hands)
-                        break
-                    self._bell.rest()
+                hands = self._begin(bell)
+                self._wait_for_the_end(hands, bell)
         finally:
-            bell, self._bell = self._bell, None
-            bell.close()
-        if hands is not None and hands.fault is not None:
+            with self._life:
+                if self._bell is bell:
+                    self._bell = None
+                    self._signals = 0
+                bell.close()
+        if hands.fault is not None:
             raise hands.fault
+
+    def _wait_for_the_end(self, hands: Hands, bell: Rest) -> None:
+        while self._hands is hands:
+            if self._signals or hands.fault is not None:
+                log.info("leaving: running jobs have %g s to end", self.grace)
+                self._stop(hands)
+                break
+            bell.rest()
 
     @contextmanager
     def _heeding_signals(self) -> Iterator[None]:
@@ -188,6 +192,10 @@ class Worker:
 
         Whether there is a broker is not waited for: the worker connects as soon as there is.
         """
+        self._begin(None)
+
+    def _begin(self, bell: Rest | None) -> Hands:
+        """Start; `bell` is where its `run` waits, untouched by one that is refused."""
         with self._life:
             if self._hands is not None:
                 self._check_process()
@@ -213,9 +221,11 @@ class Worker:
                 keys,
             )
             hands.on_over = self._ring
+            self._bell = bell
             hands.start()
             self._hands = hands
             self._pid = os.getpid()
+            return hands
 
     def stop(self) -> None:
         """Finish what runs within `grace` seconds, hand back the rest, and leave."""
@@ -232,7 +242,7 @@ class Worker:
                 return
             hands.leave(self.grace, is_hurried=lambda: self._signals > 1)
             self._hands = None
-        self._ring()
+            self._ring()
 
     def __enter__(self) -> Self:
         self.start()

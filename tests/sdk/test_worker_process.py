@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from broker import LocalBroker
-from worker_sdk import Client, JobStatus
+from worker_sdk import Client, JobFailed, JobStatus
 
 pytest_plugins = ["worker_sdk.testing"]
 
@@ -30,6 +30,10 @@ def handle(job):
     while time.monotonic() < deadline and not job.canceled:
         time.sleep(0.01)
     return "done"
+
+@worker.job("run again")
+def run_again(job):
+    worker.run()
 
 worker.run()
 print("left")
@@ -116,6 +120,19 @@ def test_a_second_signal_ends_the_grace_time(start: Start, pointsman_client: Cli
 
     assert process.returncode == 0
     assert status(pointsman_client, id).state == "ready"
+
+
+def test_a_second_run_is_refused_and_leaves_the_signals_to_the_first(
+    start: Start, pointsman_client: Client
+) -> None:
+    process = start(30)
+    with pytest.raises(JobFailed, match="the worker runs already"):
+        pointsman_client.run("run again", max_attempts=1, wait_timeout=WAIT_S)
+
+    process.terminate()
+    said, _ = process.communicate(timeout=WAIT_S)
+
+    assert (process.returncode, said) == (0, "left\n")
 
 
 def test_a_killed_worker_s_job_is_run_by_another(start: Start) -> None:

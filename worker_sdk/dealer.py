@@ -42,7 +42,7 @@ class Dealer:
         self._monitor = self._socket.get_monitor_socket(_EVENTS, f"inproc://monitor-{id(self)}")
         try:
             self._socket.connect(endpoint)
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, UnicodeEncodeError) as error:
             self.close(linger_s=0)
             raise ValueError(f"{endpoint!r} is not an endpoint to connect to: {error}") from None
         self._input = Inputs(self._socket)

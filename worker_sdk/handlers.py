@@ -15,6 +15,8 @@ from worker_sdk.job import Job, JobRejected
 Function = Callable[[Job], Any] | Callable[[Job], Awaitable[Any]]
 Executor = Literal["thread", "process", "async"]
 
+NAME_CHARACTERS = 200
+"""The longest name that a broker takes."""
 ERROR_CHARACTERS = 1_000
 TRACEBACK_CHARACTERS = 6_000
 """A traceback's end says more than its start, so that is what is kept."""
@@ -55,16 +57,29 @@ NOTHING = Succeeded(b"null")
 """What a handler without a return value comes to."""
 
 
+def checked_name(what: str, name: object) -> str:
+    """The name of a job type, a channel or a worker; ValueError for one that cannot be sent."""
+    if not isinstance(name, str) or not 1 <= len(name) <= NAME_CHARACTERS:
+        raise ValueError(f"{what} is a text of 1 to {NAME_CHARACTERS} characters, not {name!r}")
+    if unicode_only(name) != name:
+        raise ValueError(f"{what} is Unicode text, and {name!r} holds half a character")
+    return name
+
+
+def is_count(value: object) -> bool:
+    """Whether this is a whole number from 1 on; True is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def make_handler(
     type: str, function: Function, executor: str | None, default: str, limit: int | None
 ) -> Handler:
     """A handler with its executor chosen and checked."""
-    if not 1 <= len(type) <= 200:
-        raise ValueError(f"a job type is a text of 1 to 200 characters, not {type!r}")
+    checked_name("a job type", type)
     if not callable(function):
         raise TypeError(f"the handler of {type!r} is no function but {function!r}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"concurrency of {type!r} is at least 1, not {limit}")
+    if limit is not None and not is_count(limit):
+        raise ValueError(f"concurrency of {type!r} is a whole number from 1 on, not {limit!r}")
     if inspect.iscoroutinefunction(function):
         if executor not in (None, "async"):
             raise ValueError(

@@ -16,7 +16,7 @@ from uuid import uuid4
 from worker_sdk.agent import Agent
 from worker_sdk.connection import chosen_endpoint
 from worker_sdk.errors import PointsmanError
-from worker_sdk.handlers import Function, Handler, make_handler
+from worker_sdk.handlers import Function, Handler, checked_name, is_count, make_handler
 from worker_sdk.hands import Hands
 from worker_sdk.keys import AnyPath, chosen_keys
 from worker_sdk.messages import DEFAULT_CHANNEL
@@ -69,15 +69,18 @@ class Worker:
         key: AnyPath | None = None,
         broker_key: AnyPath | None = None,
     ) -> None:
-        if not 1 <= concurrency <= CONCURRENCY_LIMIT:
-            raise ValueError(f"concurrency is 1 to {CONCURRENCY_LIMIT}, not {concurrency}")
-        if grace < 0:
-            raise ValueError(f"grace is a number of seconds, not {grace}")
+        if not is_count(concurrency) or concurrency > CONCURRENCY_LIMIT:
+            raise ValueError(
+                f"concurrency is a whole number from 1 to {CONCURRENCY_LIMIT}, not {concurrency!r}"
+            )
+        if not _is_duration(grace):
+            raise ValueError(f"grace is a number of seconds from 0 on, not {grace!r}")
         if executor not in ("thread", "process"):
             raise ValueError(f"executor is 'thread' or 'process', not {executor!r}")
         self.endpoint = endpoint
         self.concurrency = concurrency
-        self.name = name
+        # None or "": `default_name` when it starts, perhaps in a process forked since.
+        self.name = checked_name("a worker's name", name) if name not in (None, "") else None
         self.channels = checked_channels(channels)
         self.executor = executor
         self.grace = grace
@@ -275,6 +278,11 @@ class Worker:
             )
 
 
+def _is_duration(value: object) -> bool:
+    # The comparison is what refuses nan.
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
 def default_name() -> str:
     """What a worker is called that was not given a name: its host and process."""
     return f"{socket.gethostname()}:{os.getpid()}"[:200]
@@ -286,8 +294,7 @@ def checked_channels(channels: Iterable[str]) -> tuple[str, ...]:
         raise TypeError(f"channels are a list of names, not the text {channels!r}")
     names = tuple(dict.fromkeys(channels))
     for name in names:
-        if not 1 <= len(name) <= 200:
-            raise ValueError(f"a channel is a text of 1 to 200 characters, not {name!r}")
+        checked_name("a channel", name)
     if not names:
         raise ValueError("a worker needs at least one channel")
     return names

@@ -634,31 +634,6 @@ def test_a_started_worker_is_of_no_use_in_a_forked_process(make: Make) -> None:
     worker._pid = os.getpid()
 
 
-def test_mistakes_in_setting_up_a_worker_are_told() -> None:
-    worker = Worker()
-    worker.add("t", lambda job: None)
-
-    async def handle(job: Job) -> None: ...
-
-    with pytest.raises(ValueError, match="has a handler already"):
-        worker.add("t", lambda job: None)
-    with pytest.raises(ValueError, match="1 to 200 characters"):
-        worker.add("", lambda job: None)
-    with pytest.raises(ValueError, match="is async"):
-        worker.add("u", handle, executor="process")
-    with pytest.raises(ValueError, match="top level of a module"):
-        worker.add("u", lambda job: None, executor="process")
-    with pytest.raises(ValueError, match="concurrency"):
-        Worker(concurrency=0)
-    with pytest.raises(ValueError, match="channel"):
-        Worker(channels=[])
-    with pytest.raises(RuntimeError, match="no handlers"):
-        Worker().start()
-    worker.endpoint = "nonsense"
-    with pytest.raises(ValueError, match="not an endpoint"):
-        worker.start()
-
-
 def test_run_raises_what_the_broker_refuses_the_worker_with(
     pointsman_broker: LocalBroker,
 ) -> None:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from functools import partial
 from time import monotonic
 
 from msgspec import UNSET, Raw
@@ -26,7 +28,7 @@ from msgspec import UNSET, Raw
 from worker_sdk.agent import Agent, Link
 from worker_sdk.dealer import Dealer
 from worker_sdk.delivery import LONE_ENVELOPE_BYTES
-from worker_sdk.errors import ClientClosed, PointsmanError, from_wire
+from worker_sdk.errors import ClientClosed, from_wire
 from worker_sdk.executors import Child, Ended, EventLoop
 from worker_sdk.handlers import Handler, Succeeded, Verdict, failed, run, too_large
 from worker_sdk.job import Job
@@ -72,8 +74,8 @@ class Hands:
         self._observers = 0
         # Called once there is nothing more to wait for: the worker is over.
         self.on_over: Callable[[], None] = lambda: None
-        # Why the broker refuses this worker, if it does.
-        self.fault: PointsmanError | None = None
+        # Why the worker cannot go on: the broker refuses it, or one of these threads failed.
+        self.fault: BaseException | None = None
         # Set at the very end: threads that come back from their handlers end too.
         self._is_over = False
         # The jobs that run, by id.
@@ -88,11 +90,11 @@ class Hands:
         self._keeper = Rest(self._dealer.descriptors)
         self._keeper_is_called = True
         self._keeper_thread = threading.Thread(
-            target=self._keep, name="pointsman-keeper", daemon=True
+            target=self._live, args=(self._keep,), name="pointsman-keeper", daemon=True
         )
         self._loop: EventLoop | None = None
         if any(handler.executor == "async" for handler in handlers.values()):
-            self._loop = EventLoop(self._async_ended)
+            self._loop = EventLoop(partial(self._live, self._async_ended))
 
     def start(self) -> None:
         """Connect, and run what comes."""
@@ -106,29 +108,44 @@ class Hands:
         own_loop = self._loop is not None and self._loop.is_own_thread()
         return own_loop or here in self._threads
 
+    def _live(self, body: Callable[..., None], *args: object) -> None:
+        """What each of these threads does: if one fails, the whole worker ends, and says why.
+
+        It would go on without that thread's duty, and nobody would notice that jobs stand still.
+        """
+        try:
+            body(*args)
+        except BaseException as error:
+            log.critical("this worker ends by an error of its own: %r", error, exc_info=error)
+            with self._lock:
+                self.fault = self.fault or error
+                self._give_notice()
+                self.on_over()
+
     # ---- the life of a hand --------------------------------------------------------------------
 
-    def _hand(self, name: str) -> None:
+    def _hand(self, name: str, rest: Rest) -> None:
         """Run one job after the other: the body of each thread that runs handlers."""
-        rest = Rest(self._dealer.descriptors)
         child: Child | None = None
-        job = self._next(rest)
-        while job is not None:
-            handler = self._handlers[job._assignment.type]
-            began = monotonic()
-            try:
-                if handler.executor == "thread":
-                    verdict = run(handler.function, job)
-                else:
-                    if child is None:
-                        child = Child(name)
-                    verdict = child.run(handler, job, self.report)
-            except BaseException as error:  # noqa: BLE001 - it must cost this job's attempt alone
-                verdict = failed(error)
-            ended = monotonic()
-            job = self._end_and_next(rest, job, verdict, ended - began, ended)
-        if child is not None:
-            child.close()
+        with ExitStack() as leaving:
+            leaving.callback(self._close, rest)
+            job = self._next(rest)
+            while job is not None:
+                handler = self._handlers[job._assignment.type]
+                began = monotonic()
+                try:
+                    if handler.executor == "thread":
+                        verdict = run(handler.function, job)
+                    else:
+                        if child is None:
+                            child = leaving.enter_context(closing(Child(name)))
+                        verdict = child.run(handler, job, self.report)
+                except BaseException as error:  # noqa: BLE001 - it must cost this attempt alone
+                    verdict = failed(error)
+                ended = monotonic()
+                job = self._end_and_next(rest, job, verdict, ended - began, ended)
+
+    def _close(self, rest: Rest) -> None:
         with self._lock:
             rest.close()
 
@@ -285,13 +302,18 @@ class Hands:
 
     def _start_a_hand(self) -> None:
         name = f"pointsman-hand-{len(self._threads) + 1}"
-        thread = threading.Thread(target=self._hand, args=(name,), name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:  # the system has no room for it now: the others do the work
-            log.log(logging.DEBUG if self._threads else logging.WARNING, "%s: %s", name, error)
-        else:
-            self._threads.append(thread)
+        with ExitStack() as failing:
+            try:
+                rest = failing.enter_context(closing(Rest(self._dealer.descriptors)))
+                thread = threading.Thread(
+                    target=self._live, args=(self._hand, name, rest), name=name, daemon=True
+                )
+                thread.start()
+            except (OSError, RuntimeError) as error:  # no room for it now: the others do the work
+                log.log(logging.DEBUG if self._threads else logging.WARNING, "%s: %s", name, error)
+            else:
+                failing.pop_all()
+                self._threads.append(thread)
 
     def _watch(self, rest: Rest) -> float:
         """Note who watches; give the time until when there is nothing else to do."""
@@ -397,22 +419,25 @@ class Hands:
 
     def leave(self, grace_s: float, is_hurried: Callable[[], bool]) -> None:
         """Finish what runs within `grace_s`, hand back the rest, say bye, and end all threads."""
-        with self._lock:
-            deadline = monotonic() + grace_s
-            self._workload.drain()
-            self._exchange(monotonic())
-            self._wait(lambda: not self._workload.started, deadline, is_hurried)
-            self._give_up_jobs()
-            # Without a connection there is nobody to confirm: then the grace time is the measure.
-            is_away = self._agent.link is Link.AWAY
-            patience = deadline if is_away else max(deadline, monotonic() + ANSWER_S)
-            self._wait(lambda: self._agent.settled, patience, is_hurried)
-            self._agent.leave(monotonic())
-            if self._agent.link is not Link.AWAY:
-                self._wait(
-                    lambda: self._agent.link is Link.LEFT, monotonic() + ANSWER_S, is_hurried
-                )
-        self._end_threads()
+        try:
+            with self._lock:
+                if not self._is_over:
+                    self._take_leave(monotonic() + grace_s, is_hurried)
+        finally:
+            self._end_threads()
+
+    def _take_leave(self, deadline: float, is_hurried: Callable[[], bool]) -> None:
+        self._workload.drain()
+        self._exchange(monotonic())
+        self._wait(lambda: not self._workload.started, deadline, is_hurried)
+        self._give_up_jobs()
+        # Without a connection there is nobody to confirm: then the grace time is the measure.
+        is_away = self._agent.link is Link.AWAY
+        patience = deadline if is_away else max(deadline, monotonic() + ANSWER_S)
+        self._wait(lambda: self._agent.settled, patience, is_hurried)
+        self._agent.leave(monotonic())
+        if self._agent.link is not Link.AWAY:
+            self._wait(lambda: self._agent.link is Link.LEFT, monotonic() + ANSWER_S, is_hurried)
 
     def _give_up_jobs(self) -> None:
         for job in list(self._jobs.values()):
@@ -427,23 +452,32 @@ class Hands:
     ) -> None:
         """Wait with the lock held, using the connection meanwhile."""
         self._observers += 1
-        while self.fault is None:
-            now = monotonic()
-            self._exchange(now)
-            if is_done() or now >= deadline or is_hurried():
-                break
-            self._news.wait(_RECHECK_S)
-        self._observers -= 1
+        try:
+            while self.fault is None:
+                now = monotonic()
+                self._exchange(now)
+                if is_done() or now >= deadline or is_hurried():
+                    break
+                self._news.wait(_RECHECK_S)
+        finally:
+            self._observers -= 1
+
+    def _give_notice(self) -> None:
+        """Tell all threads and handlers that it is over; with the lock held."""
+        self._is_over = True
+        for job in self._jobs.values():
+            if not job.canceled:
+                job._stop("leaving")
+        for rest in self._resting:
+            rest.call()
+        if self._watcher is not None:
+            self._watcher.call()
+        self._keeper.call()
+        self._news.notify_all()
 
     def _end_threads(self) -> None:
         with self._lock:
-            self._is_over = True
-            for rest in self._resting:
-                rest.call()
-            if self._watcher is not None:
-                self._watcher.call()
-            self._keeper.call()
-            self._news.notify_all()
+            self._give_notice()
         if self._loop is not None:
             self._loop.close(patience_s=1.0)
         self._keeper_thread.join()

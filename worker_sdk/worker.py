@@ -15,7 +15,6 @@ from uuid import uuid4
 
 from worker_sdk.agent import Agent
 from worker_sdk.connection import chosen_endpoint
-from worker_sdk.errors import PointsmanError
 from worker_sdk.handlers import Function, Handler, checked_name, is_count, make_handler
 from worker_sdk.hands import Hands
 from worker_sdk.keys import AnyPath, chosen_keys
@@ -142,7 +141,7 @@ class Worker:
 
         The first signal gives running jobs `grace` seconds to end, the second one none. Signals
         are only heeded in the main thread; elsewhere `stop` is the only end. Raises a
-        `PointsmanError` if the broker refuses this worker.
+        `PointsmanError` if the broker refuses this worker, and any error of the worker's own.
         """
         bell = Rest()
         try:
@@ -243,9 +242,11 @@ class Worker:
         with self._life:
             if self._hands is not hands:
                 return
-            hands.leave(self.grace, is_hurried=lambda: self._signals > 1)
-            self._hands = None
-            self._ring()
+            try:
+                hands.leave(self.grace, is_hurried=lambda: self._signals > 1)
+            finally:
+                self._hands = None
+                self._ring()
 
     def __enter__(self) -> Self:
         self.start()
@@ -265,8 +266,11 @@ class Worker:
         return self._hands is not None
 
     @property
-    def fault(self) -> PointsmanError | None:
-        """Why the broker refuses this worker, if it does: then it runs nothing."""
+    def fault(self) -> BaseException | None:
+        """Why this worker runs nothing any more although it was not stopped; None if it does.
+
+        A `PointsmanError` if the broker refuses it, else an error in the worker itself.
+        """
         return self._hands.fault if self._hands is not None else None
 
     def _check_process(self) -> None:

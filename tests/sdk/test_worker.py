@@ -1,10 +1,11 @@
 """Workers with a real broker: handlers in threads and on the event loop, cancel, drain, limits."""
 
 import asyncio
+import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -27,6 +28,7 @@ from worker_sdk.errors import PointsmanError
 from worker_sdk.handlers import Verdict
 from worker_sdk.handlers import run as run_handler
 from worker_sdk.hands import Hands
+from worker_sdk.rest import Rest
 
 pytest_plugins = ["worker_sdk.testing"]
 
@@ -306,6 +308,24 @@ def test_a_thread_that_cannot_be_started_leaves_its_work_to_others_or_for_later(
 
     results = [pointsman_client.result(id, timeout=WAIT_S) for id in (*first, last)]
     assert results == [0, 1, 2]
+
+
+def test_a_thread_without_descriptors_for_its_rest_is_started_later(
+    make: Make, pointsman_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))] * 2
+
+    def rest_or_not(descriptors: Iterable[int]) -> Rest:
+        if refusals:
+            raise refusals.pop()
+        return Rest(descriptors)
+
+    worker = make(concurrency=1)
+    worker.add("t", lambda job: job.args)
+    worker.start()
+    monkeypatch.setattr("worker_sdk.hands.Rest", rest_or_not)
+
+    assert pointsman_client.run("t", 1, wait_timeout=WAIT_S) == 1
 
 
 def test_progress_is_seen_while_the_job_runs(make: Make, pointsman_client: Client) -> None:

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from broker import LocalBroker
-from worker_sdk import Worker
+from worker_sdk import Client, Job, Worker
+from worker_sdk.agent import Agent
+from worker_sdk.handlers import Verdict
+from worker_sdk.hands import Hands
 
 pytest_plugins = ["worker_sdk.testing"]
 
@@ -66,3 +69,104 @@ def test_a_run_that_is_refused_leaves_the_one_that_is_under_way_its_end(worker: 
 
     assert run.has_ended()
     assert run.error is None
+
+
+# ---- errors of the worker's own -----------------------------------------------------------------
+
+
+def hands_of(worker: Worker) -> Hands:
+    assert worker._hands is not None
+    return worker._hands
+
+
+def has_left_nothing(hands: Hands) -> bool:
+    """Whether no thread and no socket is left of a worker."""
+    threads = (hands._keeper_thread, *hands._threads)
+    return hands._dealer._socket.closed and not any(thread.is_alive() for thread in threads)
+
+
+def break_keeper(patch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    patch.setattr("worker_sdk.dealer.pack", fail)
+
+
+def break_end_of_jobs(patch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(hands: Hands, job: Job, verdict: Verdict, seconds: float) -> None:
+        raise error
+
+    patch.setattr(Hands, "_end", fail)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a slip"), SystemExit(3)])
+@pytest.mark.parametrize("what", [break_keeper, break_end_of_jobs])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_error_of_the_worker_s_own_ends_it_and_run_raises_it(
+    worker: Worker,
+    pointsman_client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    what: Callable[[pytest.MonkeyPatch, BaseException], None],
+    error: BaseException,
+    is_async: bool,
+) -> None:
+    async def handle(job: Job) -> None: ...
+
+    worker.add("async", handle)
+    run = running(worker)
+    hands = hands_of(worker)
+    what(monkeypatch, error)
+
+    pointsman_client.enqueue("async" if is_async else "t")
+
+    assert run.has_ended()
+    assert run.error is error
+    assert not worker.is_running
+    assert has_left_nothing(hands)
+
+
+def test_an_error_of_the_worker_s_own_is_its_fault_and_stops_its_handlers(
+    worker: Worker, pointsman_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("a slip")
+    begun = threading.Event()
+    canceled: list[bool] = []
+
+    @worker.job("long")
+    def handle(job: Job) -> None:
+        begun.set()
+        canceled.append(job.wait_canceled(WAIT_S))
+
+    worker.start()
+    hands = hands_of(worker)
+    pointsman_client.enqueue("long")
+    assert begun.wait(WAIT_S)
+
+    break_keeper(monkeypatch, error)
+    with hands._lock:
+        hands._agent.set_credit(7)  # something to say
+        hands._keeper_is_called = True
+        hands._keeper.call()
+
+    until(lambda: worker.fault is error, "the fault is known")
+    until(lambda: canceled == [True], "the handler was told")
+    worker.stop()
+    assert not worker.is_running
+    assert has_left_nothing(hands)
+
+
+def test_a_worker_that_cannot_leave_as_it_should_is_over_all_the_same(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(agent: Agent, now: float) -> None:
+        raise RuntimeError("a slip")
+
+    worker.start()
+    hands = hands_of(worker)
+    monkeypatch.setattr(Agent, "leave", fail)
+
+    with pytest.raises(RuntimeError, match="a slip"):
+        worker.stop()
+
+    assert not worker.is_running
+    assert has_left_nothing(hands)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -22,6 +23,8 @@ from worker_sdk.handlers import NOTHING, Failed, Handler, Verdict, failed, retur
 from worker_sdk.job import Job
 from worker_sdk.messages import Step
 
+log = logging.getLogger("worker_sdk")
+
 TERMINATE_S = 1.0
 """How long a child has from SIGTERM to SIGKILL."""
 
@@ -37,18 +40,24 @@ class Ended(NamedTuple):
 class EventLoop:
     """Runs ``async def`` handlers as tasks of one asyncio loop, in a thread of its own.
 
-    `on_ended` is called in that thread with all that ended in one round of the loop.
+    `on_ended` is called in that thread with all that ended in one round of the loop. `live` is to
+    call what it is given, and sees to whatever that raises.
     """
 
-    def __init__(self, on_ended: Callable[[list[Ended]], None]) -> None:
+    def __init__(self, on_ended: Callable[[list[Ended]], None], live: Callable[..., None]) -> None:
         self._on_ended = on_ended
+        self._live = live
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="pointsman-async", daemon=True)
+        self._thread = threading.Thread(
+            target=live, args=(self._run,), name="pointsman-async", daemon=True
+        )
         # Jobs that wait to become tasks, and whether the loop was told so.
         self._incoming: deque[tuple[Job, Callable[[Job], Awaitable[Any]]]] = deque()
         self._is_told = False
         self._tasks: dict[asyncio.Task[Ended], Job] = {}
         self._ended: list[Ended] = []
+        # Set once nothing runs any more after `close`.
+        self._is_over = False
 
     def open(self) -> None:
         """Start the thread."""
@@ -67,14 +76,27 @@ class EventLoop:
 
     def close(self, patience_s: float) -> None:
         """Cancel what still runs, and end the thread if its tasks let it."""
-        self._loop.call_soon_threadsafe(self._cancel_all)
+        # A loop that failed is closed already.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._cancel_all)
         self._thread.join(patience_s)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
+        try:
+            while not self._is_over:
+                self._run_on()
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        finally:
+            self._loop.close()
+
+    def _run_on(self) -> None:
+        """Run until something stops the loop: `close`, or the user's code, which is not to."""
+        try:
+            self._loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:
+            # asyncio ends a loop with these, whichever of its tasks raised them.
+            log.error("%r in a task or callback of a handler's", error, exc_info=error)
 
     def _take_in(self) -> None:
         self._is_told = False
@@ -98,20 +120,18 @@ class EventLoop:
 
     def _tell(self) -> None:
         ended, self._ended = self._ended, []
-        self._on_ended(ended)
+        self._live(self._on_ended, ended)
 
     def _cancel_all(self) -> None:
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            self._loop.call_later(0.05, self._stop_if_idle)
-        else:
-            self._loop.stop()
+        self._stop_if_idle()
 
     def _stop_if_idle(self) -> None:
         if self._tasks:
             self._loop.call_later(0.05, self._stop_if_idle)
         else:
+            self._is_over = True
             self._loop.stop()
 
 

@@ -20,7 +20,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from functools import partial
 from time import monotonic
 
 from msgspec import UNSET, Raw
@@ -94,7 +93,7 @@ class Hands:
         )
         self._loop: EventLoop | None = None
         if any(handler.executor == "async" for handler in handlers.values()):
-            self._loop = EventLoop(partial(self._live, self._async_ended))
+            self._loop = EventLoop(self._async_ended, self._live)
 
     def start(self) -> None:
         """Connect, and run what comes."""

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -258,6 +259,47 @@ def test_sys_exit_in_a_handler_ends_its_attempt_only(make: Make, pointsman_clien
 
     assert pointsman_client.result(id, timeout=WAIT_S) == "alive"
     assert status(pointsman_client, leaving).error is not None
+
+
+def exit_process(job: Job) -> None:
+    async def leave() -> None:
+        sys.exit(4)
+
+    task = asyncio.create_task(leave())
+    task.add_done_callback(asyncio.Task.exception)  # else it is told when the memory is freed
+
+
+def interrupt(job: Job) -> None:
+    def call() -> None:
+        raise KeyboardInterrupt
+
+    asyncio.get_running_loop().call_soon(call)
+
+
+def stop_loop(job: Job) -> None:
+    asyncio.get_running_loop().stop()
+
+
+@pytest.mark.parametrize("disturb", [exit_process, interrupt, stop_loop])
+def test_what_ends_a_loop_does_not_end_the_loop_of_the_async_handlers(
+    make: Make, pointsman_client: Client, disturb: Callable[[Job], None]
+) -> None:
+    worker = make()
+
+    @worker.job("disturbing")
+    async def disturbing(job: Job) -> str:
+        disturb(job)
+        await asyncio.sleep(0)
+        return "disturbed"
+
+    @worker.job("t")
+    async def handle(job: Job) -> str:
+        return "alive"
+
+    worker.start()
+
+    assert pointsman_client.run("disturbing", wait_timeout=WAIT_S) == "disturbed"
+    assert pointsman_client.run("t", wait_timeout=WAIT_S) == "alive"
 
 
 def test_an_error_outside_of_the_handler_costs_one_attempt_and_no_thread(

@@ -9,6 +9,7 @@ import pytest
 from broker import LocalBroker
 from worker_sdk import Client, Job, Worker
 from worker_sdk.agent import Agent
+from worker_sdk.executors import EventLoop
 from worker_sdk.handlers import Verdict
 from worker_sdk.hands import Hands
 
@@ -123,6 +124,25 @@ def test_an_error_of_the_worker_s_own_ends_it_and_run_raises_it(
     assert run.error is error
     assert not worker.is_running
     assert has_left_nothing(hands)
+
+
+def test_an_error_of_the_event_loop_s_ends_the_worker_too(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handle(job: Job) -> None: ...
+
+    error = OSError("a descriptor is gone")
+    worker.add("async", handle)
+
+    def fail(loop: EventLoop) -> None:
+        raise error
+
+    monkeypatch.setattr(EventLoop, "_run_on", fail)
+
+    with pytest.raises(OSError, match="a descriptor is gone"):
+        worker.run()
+
+    assert not worker.is_running
 
 
 def test_an_error_of_the_worker_s_own_is_its_fault_and_stops_its_handlers(

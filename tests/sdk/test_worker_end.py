@@ -3,19 +3,29 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from broker import LocalBroker
+from tests.sdk.scripted_broker import ScriptedBroker
 from worker_sdk import Client, Job, Worker
-from worker_sdk.agent import Agent
+from worker_sdk.agent import Agent, Link
 from worker_sdk.executors import EventLoop
 from worker_sdk.handlers import Verdict
 from worker_sdk.hands import Hands
+from worker_sdk.messages import Bye, Hello, WorkerRequest
 
 pytest_plugins = ["worker_sdk.testing"]
 
 WAIT_S = 10.0
+WELCOME = {
+    "op": "welcome",
+    "version": "1",
+    "heartbeat": 20,
+    "heartbeat_limit": 60,
+    "message_limit": 1 << 20,
+}
 
 
 @pytest.fixture
@@ -32,6 +42,11 @@ def until(is_true: Callable[[], bool], what: str) -> None:
     while not is_true():
         assert time.monotonic() < deadline, f"{what}: not within {WAIT_S} s"
         time.sleep(0.005)
+
+
+def hands_of(worker: Worker) -> Hands:
+    assert worker._hands is not None
+    return worker._hands
 
 
 class Background:
@@ -72,12 +87,30 @@ def test_a_run_that_is_refused_leaves_the_one_that_is_under_way_its_end(worker: 
     assert run.error is None
 
 
+def test_a_worker_without_jobs_does_not_wait_for_a_broker_that_went_away_under_its_bye(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker_sdk.hands.ANSWER_S", 3600)
+    said_bye = threading.Event()
+
+    def script(request: WorkerRequest) -> dict[str, Any] | None:
+        if isinstance(request, Bye):
+            said_bye.set()
+        return WELCOME if isinstance(request, Hello) else None
+
+    with ScriptedBroker(script) as broker:
+        worker = Worker(broker.endpoint)
+        worker.add("t", lambda job: None)
+        worker.start()
+        until(lambda: hands_of(worker)._agent.link is Link.WELCOMED, "the welcome")
+        stop = Background(worker.stop)
+        assert said_bye.wait(WAIT_S)
+
+    assert stop.has_ended()
+    assert stop.error is None
+
+
 # ---- errors of the worker's own -----------------------------------------------------------------
-
-
-def hands_of(worker: Worker) -> Hands:
-    assert worker._hands is not None
-    return worker._hands
 
 
 def has_left_nothing(hands: Hands) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from worker_sdk.delivery import LONE_ENVELOPE_BYTES, Refused
 from worker_sdk.encoding import encode_value
 from worker_sdk.errors import InvalidRequest
 from worker_sdk.job import Job, JobRejected
+
+log = logging.getLogger("worker_sdk")
 
 Function = Callable[[Job], Any] | Callable[[Job], Awaitable[Any]]
 Executor = Literal["thread", "process", "async"]
@@ -80,7 +84,7 @@ def make_handler(
         raise TypeError(f"the handler of {type!r} is no function but {function!r}")
     if limit is not None and not is_count(limit):
         raise ValueError(f"concurrency of {type!r} is a whole number from 1 on, not {limit!r}")
-    if inspect.iscoroutinefunction(function):
+    if _is_async(function):
         if executor not in (None, "async"):
             raise ValueError(
                 f"the handler of {type!r} is async: it runs on an event loop, not in a {executor}"
@@ -93,6 +97,12 @@ def make_handler(
     if chosen == "thread":
         return Handler(type, function, "thread", limit)
     raise ValueError(f"executor of {type!r} is 'thread' or 'process', not {chosen!r}")
+
+
+def _is_async(function: Function) -> bool:
+    """Whether it is an ``async def``, or an object whose ``__call__`` is one."""
+    call = getattr(type(function), "__call__", None)  # noqa: B004 - not whether, but how
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def _check_importable(type: str, function: Function) -> None:
@@ -115,11 +125,19 @@ def run(function: Callable[[Job], Any], job: Job) -> Verdict:
 
 
 def returned(value: Any) -> Verdict:
-    """What a handler's return value comes to: JSON cannot carry every value."""
+    """What a handler's return value comes to: JSON cannot carry every value.
+
+    That is final, as another attempt would return a value of the same kind.
+    """
     try:
         return Succeeded(encode_value(value, "result"))
     except InvalidRequest as error:
-        return Failed(_headline(error))
+        said = _headline(error)
+    if inspect.isawaitable(value):
+        said += ": nothing awaited it; make the handler an `async def` that does"
+        if inspect.iscoroutine(value):
+            value.close()  # else Python warns that it was never awaited
+    return Failed(said, retry=False)
 
 
 def failed(error: BaseException) -> Failed:
@@ -134,12 +152,37 @@ def unicode_only(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def too_large(size_bytes: int, limit_bytes: int) -> Failed:
+def reviewed(job: Job, verdict: Verdict, limit_bytes: int) -> Verdict:
+    """The verdict as a broker takes it that bounds messages like this."""
+    if isinstance(verdict, Succeeded):
+        if len(verdict.result) + LONE_ENVELOPE_BYTES <= limit_bytes:
+            return verdict
+        verdict = _too_large(len(verdict.result), limit_bytes)
+    return verdict
+
+
+def _too_large(size_bytes: int, limit_bytes: int) -> Failed:
     """What is said of a result that the broker would not take."""
     return Failed(
         f"TooLarge: the result has {size_bytes:,} bytes of JSON, and the broker takes messages of "
-        f"{limit_bytes:,} bytes at most"
+        f"{limit_bytes:,} bytes at most",
+        retry=False,
     )
+
+
+def log_refused(refused: Iterable[Refused]) -> None:
+    """Tell whoever runs the worker of outcomes that came to nothing."""
+    for ending, code, message in refused:
+        # A job that was canceled while its outcome was under way is nobody's fault.
+        level = logging.DEBUG if code == "canceled" else logging.WARNING
+        log.log(
+            level,
+            "outcome of job %s attempt %d refused: %s: %s",
+            ending.id,
+            ending.attempt,
+            code,
+            message,
+        )
 
 
 def _traceback(error: BaseException) -> str:

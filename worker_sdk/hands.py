@@ -26,10 +26,9 @@ from msgspec import UNSET, Raw
 
 from worker_sdk.agent import Agent, Link
 from worker_sdk.dealer import Dealer
-from worker_sdk.delivery import LONE_ENVELOPE_BYTES
 from worker_sdk.errors import ClientClosed, from_wire
 from worker_sdk.executors import Child, Ended, EventLoop
-from worker_sdk.handlers import Handler, Succeeded, Verdict, failed, run, too_large
+from worker_sdk.handlers import Handler, Succeeded, Verdict, failed, log_refused, reviewed, run
 from worker_sdk.job import Job
 from worker_sdk.keys import Keys
 from worker_sdk.messages import Assignment, Error, Inputs, Ok
@@ -151,6 +150,7 @@ class Hands:
     def _end_and_next(
         self, rest: Rest, job: Job, verdict: Verdict, seconds: float, now: float
     ) -> Job | None:
+        verdict = reviewed(job, verdict, self._agent.message_limit_bytes)
         with self._lock:
             self._end(job, verdict, seconds)
             following = self._take(now)
@@ -233,20 +233,17 @@ class Hands:
         if is_canceled:
             pass  # its outcome is void
         elif isinstance(verdict, Succeeded):
-            limit_bytes = self._agent.message_limit_bytes
-            if len(verdict.result) + LONE_ENVELOPE_BYTES > limit_bytes:
-                verdict = too_large(len(verdict.result), limit_bytes)
-                self._agent.fail(assignment, verdict.error)
-            else:
-                self._agent.finish(assignment, verdict.result)
+            self._agent.finish(assignment, verdict.result)
         else:
             self._agent.fail(assignment, verdict.error, retry=verdict.retry)
         if self._observers:
             self._news.notify_all()
 
     def _async_ended(self, ended: list[Ended]) -> None:
+        limit_bytes = self._agent.message_limit_bytes
+        verdicts = [reviewed(job, verdict, limit_bytes) for job, verdict, _ in ended]
         with self._lock:
-            for job, verdict, seconds in ended:
+            for (job, _, seconds), verdict in zip(ended, verdicts, strict=True):
                 self._end(job, verdict, seconds)
             if not self._is_over:
                 self._use_connection(monotonic())
@@ -334,7 +331,8 @@ class Hands:
         if agent.stopped:
             self._stop_jobs()
         if agent.refused:
-            self._log_refused()
+            log_refused(agent.refused)
+            agent.refused.clear()
         if agent.fault is not None and self.fault is None:
             self.fault = from_wire(agent.fault)
             log.error("the broker refuses this worker: %s", self.fault)
@@ -355,20 +353,6 @@ class Hands:
                 self._workload.canceled()
                 job._stop(reason)
         self._agent.stopped.clear()
-
-    def _log_refused(self) -> None:
-        for ending, code, message in self._agent.refused:
-            # A job that was canceled while its outcome was under way is nobody's fault.
-            level = logging.DEBUG if code == "canceled" else logging.WARNING
-            log.log(
-                level,
-                "outcome of job %s attempt %d refused: %s: %s",
-                ending.id,
-                ending.attempt,
-                code,
-                message,
-            )
-        self._agent.refused.clear()
 
     # ---- what jobs ask for (see job.Desk) -------------------------------------------------------
 

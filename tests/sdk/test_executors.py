@@ -166,6 +166,14 @@ def run_in(
     return child.run(handler, Job(Assignment(new_id(), 1, type), no_desk), report)
 
 
+def test_a_result_that_json_cannot_carry_is_a_failure_for_good(child: Child) -> None:
+    verdict = run_in(child, process_handlers.broken_result)
+
+    assert verdict == Failed(
+        "NotEncodable: result is nan: JSON has neither NaN nor infinity", False
+    )
+
+
 def test_a_process_that_cannot_be_started_anew_is_ended_all_the_same(
     child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from worker_sdk.handlers import Failed, Succeeded, run
+from worker_sdk.handlers import Failed, Succeeded, make_handler, reviewed, run
 from worker_sdk.ids import new_id
 from worker_sdk.job import Job
 from worker_sdk.messages import Assignment
@@ -29,9 +29,13 @@ class NoDesk:
     """Of whoever runs the job: nothing that these tests need."""
 
 
+def job() -> Job:
+    return Job(Assignment(new_id(), 1, "t"), NoDesk())  # type: ignore[arg-type]
+
+
 def outcome_of(handler: Any) -> Any:
     try:
-        return run(handler, Job(Assignment(new_id(), 1, "t"), NoDesk()))  # type: ignore[arg-type]
+        return run(handler, job())
     except BaseException as error:  # noqa: BLE001 - pytest cannot write some of these down either
         return f"raised {type(error).__name__}"
 
@@ -39,6 +43,54 @@ def outcome_of(handler: Any) -> Any:
 @pytest.mark.parametrize(("value", "result"), [(None, b"null"), ({"x": [1]}, b'{"x":[1]}')])
 def test_what_a_handler_returns_is_the_result(value: Any, result: bytes) -> None:
     assert outcome_of(lambda job: value) == Succeeded(result)
+
+
+async def wait_for(job: Job) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        (lambda job: [float("nan")], "NotEncodable: result[0] is nan"),
+        (lambda job: {"x": {1: object()}}, "NotEncodable: result.x.1 is of type object"),
+        (wait_for, "NotEncodable: result is of type coroutine, which JSON cannot carry: nothing"),
+    ],
+)
+def test_a_result_that_json_cannot_carry_is_a_failure_for_good(handler: Any, said: str) -> None:
+    verdict = outcome_of(handler)
+
+    assert isinstance(verdict, Failed)
+    assert verdict.error.startswith(said)
+    assert not verdict.retry
+
+
+def test_a_handler_that_returns_an_awaitable_is_told_what_would_be_right() -> None:
+    verdict = outcome_of(wait_for)  # and Python gives no warning, which would be an error here
+
+    assert verdict.error.endswith("make the handler an `async def` that does")
+
+
+class AsyncCallable:
+    async def __call__(self, job: Job) -> str:
+        return "awaited"
+
+
+def test_an_object_whose_call_is_async_is_an_async_handler() -> None:
+    handler = make_handler("t", AsyncCallable(), None, "thread", None)
+
+    assert handler.executor == "async"
+    with pytest.raises(ValueError, match="is async"):
+        make_handler("t", AsyncCallable(), "process", "thread", None)
+
+
+LIMIT_BYTES = 10_000
+
+
+def test_a_result_too_large_for_the_broker_is_a_failure_for_good() -> None:
+    verdict = reviewed(job(), Succeeded(b"1" * LIMIT_BYTES), LIMIT_BYTES)
+
+    assert isinstance(verdict, Failed)
+    assert not verdict.retry
 
 
 def raising(error: BaseException) -> Any:

@@ -221,25 +221,43 @@ def test_a_rejected_job_is_not_tried_again(make: Make, pointsman_client: Client)
     assert status(pointsman_client, id).attempt == 1
 
 
+@pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), object(), [float("inf")], {1: {2: {3}}, "a": len}])
-def test_a_result_that_json_cannot_carry_fails_the_attempt(
-    make: Make, pointsman_client: Client, value: Any
+def test_a_result_that_json_cannot_carry_fails_the_job_for_good(
+    make: Make, pointsman_client: Client, value: Any, is_async: bool
 ) -> None:
+    async def handle_async(job: Job) -> Any:
+        return value
+
     worker = make()
-    worker.add("t", lambda job: value)
+    worker.add("t", handle_async if is_async else lambda job: value)
     worker.start()
-    id = pointsman_client.enqueue("t", max_attempts=1)
+    id = pointsman_client.enqueue("t")
 
     with pytest.raises(JobFailed, match="NotEncodable: result"):
         pointsman_client.result(id, timeout=WAIT_S)
+    assert status(pointsman_client, id).attempt == 1
 
 
-def test_a_result_too_large_for_the_broker_fails_the_attempt(make: Make) -> None:
+def test_an_object_with_an_async_call_is_a_handler(make: Make, pointsman_client: Client) -> None:
+    class Doubler:
+        async def __call__(self, job: Job) -> Any:
+            await asyncio.sleep(0)
+            return 2 * job.args
+
+    worker = make()
+    worker.add("t", Doubler())
+    worker.start()
+
+    assert pointsman_client.run("t", 4, wait_timeout=WAIT_S) == 8
+
+
+def test_a_result_too_large_for_the_broker_fails_the_job_for_good(make: Make) -> None:
     with LocalBroker(max_message=65_536) as broker, Client(broker.endpoint) as client:
         worker = Worker(broker.endpoint)
         worker.add("t", lambda job: "x" * 70_000)
         with worker:
-            id = client.enqueue("t", max_attempts=1)
+            id = client.enqueue("t")
             with pytest.raises(JobFailed, match="TooLarge: the result has 70,002 bytes"):
                 client.result(id, timeout=WAIT_S)
 

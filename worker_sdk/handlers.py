@@ -153,11 +153,13 @@ def unicode_only(text: str) -> str:
 
 
 def reviewed(job: Job, verdict: Verdict, limit_bytes: int) -> Verdict:
-    """The verdict as a broker takes it that bounds messages like this."""
+    """The verdict as a broker takes it that bounds messages like this; logs a failure."""
     if isinstance(verdict, Succeeded):
         if len(verdict.result) + LONE_ENVELOPE_BYTES <= limit_bytes:
             return verdict
         verdict = _too_large(len(verdict.result), limit_bytes)
+    if not job.canceled:
+        _log_failure(job, verdict)
     return verdict
 
 
@@ -168,6 +170,16 @@ def _too_large(size_bytes: int, limit_bytes: int) -> Failed:
         f"{limit_bytes:,} bytes at most",
         retry=False,
     )
+
+
+def _log_failure(job: Job, verdict: Failed) -> None:
+    """Tell whoever runs the worker; whether there will be another attempt, the broker knows."""
+    headline, _, rest = verdict.error.partition("\n")
+    log.warning(
+        "job %s of type %r failed in attempt %d: %s", job.id, job.type, job.attempt, headline
+    )
+    if rest:
+        log.debug("job %s, attempt %d: %s", job.id, job.attempt, verdict.error)
 
 
 def log_refused(refused: Iterable[Refused]) -> None:

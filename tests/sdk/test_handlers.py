@@ -1,5 +1,6 @@
 """What becomes of a job when its handler has been run, whatever that returns or raises."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -91,6 +92,34 @@ def test_a_result_too_large_for_the_broker_is_a_failure_for_good() -> None:
 
     assert isinstance(verdict, Failed)
     assert not verdict.retry
+
+
+def test_a_failure_is_logged_in_one_line_with_the_traceback_for_who_looks_closer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failing = job()
+
+    with caplog.at_level(logging.DEBUG, logger="worker_sdk"):
+        reviewed(failing, run(raising(ValueError("bad\nluck")), failing), LIMIT_BYTES)
+
+    headline, details = caplog.records
+    assert headline.levelno == logging.WARNING
+    assert (
+        headline.getMessage()
+        == f"job {failing.id} of type 't' failed in attempt 1: ValueError: bad"
+    )
+    assert details.levelno == logging.DEBUG
+    assert "ValueError: bad\nluck\n" in details.getMessage()
+    assert "in handler" in details.getMessage()
+
+
+def test_what_comes_of_a_canceled_attempt_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    canceled = job()
+    canceled._stop("request")
+
+    reviewed(canceled, Failed("whatever"), LIMIT_BYTES)
+
+    assert not caplog.records
 
 
 def raising(error: BaseException) -> Any:

@@ -252,6 +252,28 @@ def test_an_object_with_an_async_call_is_a_handler(make: Make, pointsman_client:
     assert pointsman_client.run("t", 4, wait_timeout=WAIT_S) == 8
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_handler_that_raises_is_told_in_the_log(
+    make: Make, pointsman_client: Client, is_async: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handle(job: Job) -> None:
+        raise ValueError("bad luck")
+
+    async def handle_async(job: Job) -> None:
+        handle(job)
+
+    worker = make()
+    worker.add("t", handle_async if is_async else handle)
+    worker.start()
+    id = pointsman_client.enqueue("t", max_attempts=1)
+
+    with pytest.raises(JobFailed):
+        pointsman_client.result(id, timeout=WAIT_S)
+
+    said = f"job {id} of type 't' failed in attempt 1: ValueError: bad luck"
+    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == [said]
+
+
 def test_a_result_too_large_for_the_broker_fails_the_job_for_good(make: Make) -> None:
     with LocalBroker(max_message=65_536) as broker, Client(broker.endpoint) as client:
         worker = Worker(broker.endpoint)

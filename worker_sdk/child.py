@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from importlib import import_module
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
-from worker_sdk.handlers import Failed, Succeeded, Verdict, failed, run
+from worker_sdk.handlers import Failed, Handler, Succeeded, Verdict, failed, run
 from worker_sdk.job import Job
 from worker_sdk.messages import Assignment, Fail, Failure, Finish, Outcome, Progress, Step
 
@@ -95,6 +97,36 @@ def find(import_name: str) -> Callable[[Job], Any]:
         found = getattr(found, name)
     function: Callable[[Job], Any] = found
     return function
+
+
+def check_found(handler: Handler) -> None:
+    """Raise ValueError if a process would not find the very function by its name.
+
+    To be called once its module is imported: a decorator runs before the name is bound.
+    """
+    name = handler.import_name
+    said = f"the handler of {handler.type!r} runs in a process of its own, which imports {name}"
+    if name.startswith("__main__:") and not _is_main_imported():
+        raise ValueError(
+            f"{said}: it must stand in a module, not in a shell, -c, stdin or __main__.py"
+        )
+    try:
+        found = find(name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{said}: {error}") from None
+    if found != handler.function:
+        raise ValueError(
+            f"{said}: that is {found!r}, not {handler.function!r}; @worker.job must stand above "
+            "all other decorators, and a method of an object cannot be found at all"
+        )
+
+
+def _is_main_imported() -> bool:
+    """Whether multiprocessing gives the main module to its processes: only if it has a file."""
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None:  # python -m
+        return main.__spec__.name.rpartition(".")[2] != "__main__"
+    return Path(getattr(main, "__file__", None) or "").is_file()
 
 
 def _packed(job: Assignment, verdict: Verdict) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, TypeVar
 from uuid import uuid4
 
 from worker_sdk.agent import Agent
+from worker_sdk.child import check_found
 from worker_sdk.connection import chosen_endpoint
 from worker_sdk.handlers import Function, Handler, checked_name, is_count, make_handler
 from worker_sdk.hands import Hands
@@ -107,9 +108,9 @@ class Worker:
         It is called with the `Job`; what it returns is the job's result, and if it raises, the
         attempt has failed (with `JobRejected`: for good). An ``async def`` runs as a task of one
         asyncio loop and is truly canceled. With `executor` "process" a plain function runs in a
-        process of its own that is killed when the job is canceled or takes too long; the function
-        has to stand at the top level of a module. `concurrency`: how many jobs of this type run
-        at a time at most.
+        process of its own that is killed when the job is canceled or takes too long; the process
+        imports it by its name, so it has to stand at the top level of a module, without another
+        decorator above this one. `concurrency`: how many jobs of this type run at a time at most.
         """
 
         def register(function: DecoratedFunction) -> DecoratedFunction:
@@ -204,6 +205,9 @@ class Worker:
                 raise RuntimeError("the worker runs already")
             if not self._handlers:
                 raise RuntimeError("the worker has no handlers: use @worker.job(type) first")
+            for handler in self._handlers.values():
+                if handler.executor == "process":
+                    check_found(handler)
             agent = Agent(
                 types=self._handlers,
                 channels=self.channels,

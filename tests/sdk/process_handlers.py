@@ -4,9 +4,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
-from worker_sdk import Job, JobRejected
+from worker_sdk import Job, JobRejected, Worker
 
 
 def pid(job: Job) -> int:
@@ -62,3 +64,41 @@ def let_it_report(job: Job) -> None:
     _go_on.set()
     _left_behind[0].join()
     job.progress("its own")
+
+
+worker = Worker(executor="process")
+hiding_worker = Worker(executor="process")
+
+
+def doubled(function: Callable[[Job], int]) -> Callable[[Job], int]:
+    @wraps(function)
+    def call(job: Job) -> int:
+        return 2 * function(job)
+
+    return call
+
+
+@worker.job("two")
+@worker.job("again two")
+@doubled
+def two(job: Job) -> int:
+    return 1
+
+
+@doubled
+@hiding_worker.job("one")
+def one(job: Job) -> int:
+    return 1
+
+
+class Counting:
+    @staticmethod
+    def static(job: Job) -> int:
+        return 1
+
+    @classmethod
+    def of_class(cls, job: Job) -> int:
+        return 1
+
+    def of_object(self, job: Job) -> int:
+        return 1

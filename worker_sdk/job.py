@@ -97,7 +97,7 @@ class Job:
 
     @property
     def inputs(self) -> Inputs:
-        """The results of the dependencies that finished, by id."""
+        """The results of the dependencies that finished, by id, in their order."""
         if self._inputs is None:
             self._inputs = Inputs(self._with_all_inputs().inputs or {})
         return self._inputs
@@ -154,7 +154,8 @@ class Job:
                 found |= results
                 # What is still missing when nothing more comes did not finish: it has no result.
                 page = tuple(id for id in page if id not in found) if results else ()
-        return found
+        # Answers come in any order; inputs that come with the job have that of the dependencies.
+        return {id: found[id] for id in ids if id in found}
 
     def _stop(self, reason: str) -> None:
         """Mark the attempt as over from outside; for whoever runs it, with its lock held."""

@@ -103,7 +103,12 @@ class Job:
         return self._inputs
 
     def progress(self, value: Any) -> None:
-        """Report how far the attempt has come: any JSON value; only the newest one is kept."""
+        """Report how far the attempt has come: any JSON value; only the newest one is kept.
+
+        Once the attempt is over it does nothing, and raises nothing: a handler that goes on until
+        `canceled` and then tidies up may be canceled just before it reports. `check_canceled`
+        raises.
+        """
         encoded = encode_value(value, "progress")
         if len(encoded) > PROGRESS_LIMIT_BYTES:
             raise TooLarge(

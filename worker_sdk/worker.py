@@ -106,11 +106,12 @@ class Worker:
         """Make a function the handler of a job type.
 
         It is called with the `Job`; what it returns is the job's result, and if it raises, the
-        attempt has failed (with `JobRejected`: for good). An ``async def`` runs as a task of one
-        asyncio loop and is truly canceled. With `executor` "process" a plain function runs in a
-        process of its own that is killed when the job is canceled or takes too long; the process
-        imports it by its name, so it has to stand at the top level of a module, without another
-        decorator above this one. `concurrency`: how many jobs of this type run at a time at most.
+        attempt has failed (with `JobRejected`, or a result that cannot be sent: for good). An
+        ``async def`` runs as a task of one asyncio loop and is truly canceled. With `executor`
+        "process" a plain function runs in a process of its own that is killed when the job is
+        canceled or takes too long; the process imports it by its name, so it has to stand at the
+        top level of a module, without another decorator above this one. `concurrency`: how many
+        jobs of this type run at a time at most.
         """
 
         def register(function: DecoratedFunction) -> DecoratedFunction:

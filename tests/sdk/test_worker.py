@@ -477,6 +477,30 @@ def test_a_canceled_job_tells_its_handler(make: Make, pointsman_client: Client) 
     assert status(pointsman_client, id).canceled
 
 
+def test_a_handler_that_reports_after_its_cancel_goes_on_to_tidy_up(
+    make: Make, pointsman_client: Client
+) -> None:
+    worker = make(concurrency=1)
+    begun = threading.Event()
+    tidied: list[bool] = []
+
+    @worker.job("t")
+    def handle(job: Job) -> None:
+        begun.set()
+        job.wait_canceled(WAIT_S)
+        job.progress("late")
+        tidied.append(job.canceled)
+
+    worker.start()
+    id = pointsman_client.enqueue("t")
+    assert begun.wait(WAIT_S)
+
+    pointsman_client.cancel(id)
+
+    until(lambda: tidied == [True], "the handler has tidied up")
+    assert status(pointsman_client, id).progress is None
+
+
 def test_a_handler_that_computes_sees_the_cancel_at_once(
     make: Make, pointsman_client: Client
 ) -> None:

@@ -117,8 +117,8 @@ class Hands:
             log.critical("this worker ends by an error of its own: %r", error, exc_info=error)
             with self._lock:
                 self.fault = self.fault or error
-                self._give_notice()
                 self.on_over()
+                self._give_notice()
 
     # ---- the life of a hand --------------------------------------------------------------------
 
@@ -453,14 +453,14 @@ class Hands:
     def _give_notice(self) -> None:
         """Tell all threads and handlers that it is over; with the lock held."""
         self._is_over = True
-        for job in self._jobs.values():
-            if not job.canceled:
-                job._stop("leaving")
         for rest in self._resting:
             rest.call()
         if self._watcher is not None:
             self._watcher.call()
         self._keeper.call()
+        for job in self._jobs.values():
+            if not job.canceled:
+                job._stop("leaving")
         self._news.notify_all()
 
     def _end_threads(self) -> None:

@@ -162,7 +162,8 @@ class Worker:
     def _wait_for_the_end(self, hands: Hands, bell: Rest) -> None:
         while self._hands is hands:
             if self._signals or hands.fault is not None:
-                log.info("leaving: running jobs have %g s to end", self.grace)
+                if hands.fault is None:
+                    log.info("leaving: running jobs have %g s to end", self.grace)
                 self._stop(hands)
                 break
             bell.rest()

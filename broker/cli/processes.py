@@ -165,7 +165,7 @@ def worker(target: str, broker: str | None, log_level: str, as_json: bool) -> No
         found.run()
     except PointsmanError:
         raise
-    except RuntimeError as error:  # it has no handlers, or runs already
+    except (RuntimeError, ValueError) as error:  # it has no handlers, or one that cannot be found
         raise click.UsageError(f"{target}: {error}") from None
 
 

@@ -344,6 +344,10 @@ def test_worker_module_that_fails_is_told_with_what_failed(
     [
         ("worker = Worker()\n", "the worker has no handlers"),
         ("worker = Worker()\nworker.add('a', print)\nworker.start()\n", "runs already"),
+        (
+            "worker = Worker(executor='process')\n@worker.job('a')\ndef a(job): ...\na = print\n",
+            "the handler of 'a'",
+        ),
     ],
 )
 def test_worker_that_cannot_be_run_is_wrong_usage(
@@ -354,7 +358,7 @@ def test_worker_that_cannot_be_run_is_wrong_usage(
     line = cli.error("worker", name, code=2)
     sys.modules[name].worker.stop()
 
-    assert f"{name}: the worker" in line
+    assert f"{name}: the " in line
     assert culprit in line
 
 

@@ -54,7 +54,7 @@ def decode(frames: Sequence[bytes], message_limit: int) -> tuple[Origin, Message
     if version != PROTOCOL:
         shown = version[:_SHOWN_MOST].decode("ascii", "backslashreplace")
         raise _malformed(
-            origin, "unsupported", f"protocol {shown!r} is not known, this broker speaks PM1"
+            origin, "unsupported", f"protocol '{shown}' is not known, this broker speaks PM1"
         )
     if len(payload) > message_limit:
         raise _malformed(

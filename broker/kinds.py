@@ -227,6 +227,8 @@ class StoreUrl:
             raise ValueError
         if "\0" in path:
             raise ValueError("a path has no zero character")
+        if path == ":memory:":
+            raise ValueError("jobs that need no file are kept by the store memory")
         return value
 
     def show(self, value: object) -> str:

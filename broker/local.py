@@ -21,7 +21,8 @@ class LocalBroker:
             client.enqueue("fetch", {"url": "…"})
 
     `store` is ``memory`` or ``sqlite:PATH``; `settings` are those of the daemon, by name. Without
-    `bind` it listens on the loopback interface, on a port that the system chooses.
+    `bind` it listens on the loopback interface, on a port that the system chooses. At its start it
+    seeds C's `rand` for the whole process, and for an ipc endpoint changes the umask for a moment.
     Raises what starting a broker raises: ConfigError, StoreError, zmq.ZMQError.
     """
 

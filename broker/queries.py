@@ -325,7 +325,8 @@ def _place(after: str | None) -> tuple[str, int | None]:
     if after is None:
         return "live", None
     part, _, number = after.partition(":")
-    if part not in ("live", "ended") or not number.isdecimal() or len(number) > 18:
+    is_number = number.isascii() and number.isdecimal() and len(number) <= 18
+    if part not in ("live", "ended") or not is_number:
         raise Refused("invalid", f"list: after {after[:100]!r} is not the `after` of a page")
     return part, int(number)
 

@@ -288,7 +288,8 @@ def test_state_that_there_is_not_is_invalid(box: Box) -> None:
 
 
 @pytest.mark.parametrize(
-    "after", ["", "x", "live", "live:", "live:x", "live:-1", "dead:1", "ended:" + "9" * 30, ":1"]
+    "after",
+    ["", "x", "live", "live:", "live:x", "live:-1", "dead:1", "ended:" + "9" * 30, ":1", "live:١"],
 )
 def test_place_that_no_page_gave_is_invalid(box: Box, after: str) -> None:
     with pytest.raises(Denied, match=r"invalid: list: after .* is not the `after` of a page"):

@@ -101,22 +101,7 @@ class Service:
         # Before those that it replaces leave, so that their pool is not dropped if it is its own.
         crew.join(worker)
         life.moved[worker] = None
-        if known is not None:
-            # What is on its way to it on this same connection is still its.
-            for job in list(known.running.values()):
-                life.adopt(job, worker)
-            self._dismiss(known)
-        refused = self._adopt_claims(worker, former, message.running)
-        if known is not None and is_self_named(worker.connection):
-            # Perhaps another process of that name, and what was known of it is the one before.
-            self._release_others(worker, message.running)
-        if former is not None and former is not known:
-            self.release_all(former)
-            self._dismiss(former)
-        if message.session:
-            # Given to it before the broker's restart, and never arrived.
-            for job in reversed(life.unclaimed(message.session)):
-                life.give_back(job)
+        refused = self._take_over(worker, known, former, message.running)
         self._watch(worker, limits)
         welcome = Welcome(
             version=self._version,
@@ -125,6 +110,35 @@ class Service:
             message_limit=limits.max_message,
         )
         return [welcome, *(CancelRunning(tuple(ids), why) for why, ids in refused.items())]
+
+    def _take_over(
+        self,
+        worker: Worker,
+        known: Worker | None,
+        former: Worker | None,
+        claims: tuple[Claim, ...],
+    ) -> dict[str, list[str]]:
+        """Put `worker` in the place of those it was before, on its connection and in its session;
+        give the attempts that it claims in vain, by why.
+        """
+        life = self._life
+        if known is not None:
+            # What is on its way to it on this same connection is still its.
+            for job in list(known.running.values()):
+                life.adopt(job, worker)
+            self._dismiss(known)
+        refused = self._adopt_claims(worker, former, claims)
+        if known is not None and is_self_named(worker.connection):
+            # Perhaps another process of that name, and what was known of it is the one before.
+            self._release_others(worker, claims)
+        if former is not None and former is not known:
+            self.release_all(former)
+            self._dismiss(former)
+        if worker.session:
+            # Given to it before the broker's restart, and never arrived.
+            for job in reversed(life.unclaimed(worker.session)):
+                life.give_back(job)
+        return refused
 
     def bye(self, origin: Origin) -> None:
         """Let a worker go, and give back what it holds."""

@@ -126,6 +126,7 @@ def test_sizes_have_units(text: str, size_bytes: int) -> None:
         ("log_format", "xml"),
         ("store", "sqlite"),
         ("store", "sqlite:"),
+        ("store", "sqlite::memory:"),
         ("store", "mysql:x"),
         ("bind", "127.0.0.1:5570"),
         ("bind", "tcp://127.0.0.1"),

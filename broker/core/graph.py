@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, KeysView
 
 from broker.core.job import FINISHED, Dependencies, Job
 from worker_sdk.messages import Dependency
@@ -78,7 +78,7 @@ class Graph:
         """Say whether a live job depends on the ended job `id`."""
         return id in self._held
 
-    def held_among(self, ids: Iterable[str]) -> list[str]:
+    def held_among(self, ids: KeysView[str]) -> list[str]:
         """Give those of `ids` that are ended jobs which live ones depend on."""
         if self._held.keys().isdisjoint(ids):
             return []

@@ -93,7 +93,7 @@ class Intake:
             text = f"enqueued before with other content: {listed(conflicts)}"
             faults.blame("conflict", conflicts, text)
         # A retried job does without a dependency that was deleted; it is not to find another one.
-        if needed := life.graph.held_among(fresh):
+        if needed := life.graph.held_among(fresh.keys()):
             text = f"deleted, and live jobs depend on what had these ids: {listed(needed)}"
             faults.blame("conflict", needed, text)
         if deep:

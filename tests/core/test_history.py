@@ -1,7 +1,10 @@
 """Ended jobs: retried, deleted, and forgotten in time."""
 
+from collections.abc import Iterator, Sequence
+
 import pytest
 
+from broker.core.records import Record
 from tests.core.box import START_WALL, Box, BoxWorker, Denied
 from tests.core.invariants import check_empty
 from worker_sdk.messages import Delete, Dependency
@@ -373,6 +376,29 @@ def test_many_retries_and_deletes_in_one_turn_are_all_carried_out(box: Box) -> N
     assert not any(box.exists(job) for job in jobs[5:])
 
 
+def test_fan_lives_again_by_a_few_looks_into_the_store(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = box.enqueue()
+    box.cancel(other)
+    root = box.spec()
+    children = [box.spec(after=[root.id, Dependency(other, "ended")]) for _ in range(50)]
+    box.enqueue_all(root, *children)
+    box.cancel(root.id)
+    looks = 0
+    read = box.store.read
+
+    def counted(ids: Sequence[str]) -> Iterator[Record]:
+        nonlocal looks
+        looks += 1
+        return read(ids)
+
+    monkeypatch.setattr(box.store, "read", counted)
+
+    assert len(box.retry(root.id)) == 51
+    assert looks <= 4
+
+
 def test_long_chain_lives_again_as_a_whole(box: Box) -> None:
     box.checked = False
     chain = [box.spec()]
@@ -530,6 +556,27 @@ def test_ended_jobs_that_are_held_do_not_keep_others() -> None:
     box.advance(1)
 
     assert [box.exists(job) for job in (*held, *free)] == [True] * 3 + [False] * 3
+
+
+def test_no_more_is_read_than_is_due_to_be_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Box(retention=10)
+    box.cancel(box.enqueue(), box.enqueue())
+    box.advance(5)
+    box.cancel(*[box.enqueue() for _ in range(50)])
+    read: list[str] = []
+    oldest = box.store.oldest
+
+    def counted() -> Iterator[tuple[str, float]]:
+        for each in oldest():
+            read.append(each[0])
+            yield each
+
+    monkeypatch.setattr(box.store, "oldest", counted)
+    box.advance(6)
+
+    # One that is not due at each look, and two that were.
+    assert len(read) <= 6 + 2
+    assert box.store.ended_count == 50
 
 
 def test_some_that_are_held_do_not_slow_the_forgetting_of_others() -> None:

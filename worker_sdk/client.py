@@ -16,7 +16,7 @@ from uuid import UUID
 import zmq
 
 from worker_sdk import requests
-from worker_sdk.connection import MonitoredSocket, chosen_endpoint
+from worker_sdk.connection import MonitoredSocket, chosen_endpoint, close_when_dropped
 from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
 from worker_sdk.frames import receive_frames, send_frames
@@ -64,16 +64,12 @@ class Client:
         self._keys = chosen_keys(key, broker_key)
         self.timeout = timeout
         self.message_limit = message_limit
-        self._closed = False
         self._start_anew()
         _clients.add(self)
 
     def _start_anew(self) -> None:
-        # Guards all below. One connection serves one call at a time; idle ones are kept.
-        self._lock = threading.Lock()
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._idle: list[_Connection] = []
-        self._in_use = 0
+        self._pool = _Pool(self.endpoint, self._keys, self.timeout)
+        close_when_dropped(self, f"Client of {self.endpoint}", self._pool.close_all)
 
     # ---- enqueue -----------------------------------------------------------------------------
 
@@ -220,12 +216,7 @@ class Client:
 
     def close(self) -> None:
         """Leave the broker. Calls of other threads that are under way raise ClientClosed."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            for connection in idle:
-                connection.close()
-            self._leave_if_unused()
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -239,7 +230,7 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Client of {self.endpoint}{', closed' if self._closed else ''}>"
+        return f"<Client of {self.endpoint}{', closed' if self._pool.is_closed else ''}>"
 
     def _carry_out(self, steps: Steps[T]) -> T:
         step: Callable[[Any], Request[Any] | Iterator[Request[Any]]] = steps.send
@@ -259,18 +250,20 @@ class Client:
                 value, step = error, steps.throw
 
     def _ask(self, request: Request[T]) -> T:
-        connection = self._check_out()
+        pool = self._pool
+        connection = pool.check_out()
         try:
             call = connection.begin(request)
             connection.finish(call)
         except BaseException:
-            self._discard(connection)
+            pool.discard(connection)
             raise
-        self._check_in(connection)
+        pool.check_in(connection)
         return request.answer(call)
 
     def _ask_all(self, wanted: Iterator[Request[Any]]) -> Any:
         """Carry out all requests, some at a time; the newest answer, or the first error."""
+        pool = self._pool
         under_way: deque[tuple[_Connection, Request[Any], Call]] = deque()
         answer: Any = None
         first_error: PointsmanError | None = None
@@ -278,7 +271,7 @@ class Client:
             while True:
                 request = next(wanted, None) if first_error is None else None
                 if request is not None:
-                    connection = self._check_out()
+                    connection = pool.check_out()
                     under_way.append((connection, request, connection.begin(request)))
                 if not under_way:
                     break
@@ -286,50 +279,97 @@ class Client:
                     connection, request, call = under_way[0]
                     connection.finish(call)
                     under_way.popleft()
-                    self._check_in(connection)
+                    pool.check_in(connection)
                     try:
                         answer = request.answer(call)
                     except PointsmanError as error:
                         first_error = first_error or error
         finally:
             for connection, *_ in under_way:
-                self._discard(connection)
+                pool.discard(connection)
         if first_error is not None:
             raise first_error
         return answer
 
-    def _check_out(self) -> "_Connection":
+
+class _Pool:
+    """The connections of a client: one serves one call at a time, and idle ones are kept.
+
+    It knows nothing of the client, and so can outlive one that was dropped without ``close``.
+    """
+
+    def __init__(self, endpoint: str, keys: Keys | None, timeout_s: float) -> None:
+        self._endpoint = endpoint
+        self._keys = keys
+        self._timeout_s = timeout_s
+        self.is_closed = False
+        # Guards all below.
+        self._lock = threading.Lock()
+        # There while connections are.
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        # All of them, and those that serve no call.
+        self._open: set[_Connection] = set()
+        self._idle: list[_Connection] = []
+
+    def check_out(self) -> "_Connection":
+        """A connection for one call."""
         with self._lock:
-            if self._closed:
-                raise ClientClosed(f"{self!r} cannot be used any more: make a new one")
-            connection = self._idle.pop() if self._idle else self._connect()
-            self._in_use += 1
-            return connection
+            if self.is_closed:
+                raise ClientClosed(
+                    f"the client of {self._endpoint} was closed and cannot be used any more: "
+                    "make a new one"
+                )
+            return self._idle.pop() if self._idle else self._connect()
 
     def _connect(self) -> "_Connection":
         if self._context is None:
             self._context = zmq.Context()
-        return _Connection(
-            self._context, self.endpoint, self._keys, self.timeout, lambda: self._closed
+        connection = _Connection(
+            self._context, self._endpoint, self._keys, self._timeout_s, lambda: self.is_closed
         )
+        self._open.add(connection)
+        return connection
 
-    def _check_in(self, connection: "_Connection") -> None:
+    def check_in(self, connection: "_Connection") -> None:
+        """Take back a connection whose call is settled."""
         with self._lock:
-            self._in_use -= 1
-            if self._closed or connection.is_refused:
-                connection.close()
-                self._leave_if_unused()
+            if self.is_closed or connection.is_refused:
+                self._drop(connection)
             else:
                 self._idle.append(connection)
 
-    def _discard(self, connection: "_Connection") -> None:
+    def discard(self, connection: "_Connection") -> None:
+        """Take back a connection that is not to be used again."""
         with self._lock:
-            self._in_use -= 1
-            connection.close()
+            self._drop(connection)
+
+    def close(self) -> None:
+        """Give out nothing any more, and close what nobody uses; the rest when it comes back."""
+        with self._lock:
+            self.is_closed = True
+            idle, self._idle = self._idle, []
+            for connection in idle:
+                self._drop(connection)
             self._leave_if_unused()
 
+    def close_all(self) -> bool:
+        """Close everything, for nobody uses it any more; whether there was anything."""
+        with self._lock:
+            self.is_closed = True
+            left = [*self._open]
+            self._idle.clear()
+            for connection in left:
+                self._drop(connection)
+            self._leave_if_unused()
+        return bool(left)
+
+    def _drop(self, connection: "_Connection") -> None:
+        connection.close()
+        self._open.discard(connection)
+        self._leave_if_unused()
+
     def _leave_if_unused(self) -> None:
-        if self._closed and not self._in_use and self._context is not None:
+        if self.is_closed and not self._open and self._context is not None:
             self._context.term()
             self._context = None
 
@@ -420,14 +460,14 @@ class _Connection:
 # ---- fork ------------------------------------------------------------------------------------
 
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
-_left_by_the_parent: list[Any] = []
 
 
 def _start_all_anew() -> None:
     """In a forked child: its parent's sockets must be neither used nor closed."""
     for client in _clients:
-        _left_by_the_parent.append((client._context, client._idle))
+        is_closed = client._pool.is_closed
         client._start_anew()
+        client._pool.is_closed = is_closed
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,6 +1,10 @@
-"""The ZeroMQ sockets of the clients, with the options that both need."""
+"""The ZeroMQ sockets of the clients, with the options that both need, and their end."""
 
 import os
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -95,3 +99,32 @@ class MonitoredSocket:
         self.socket.disable_monitor()
         self.monitor.close(linger=0)
         self.socket.close(linger=0)
+
+
+# ---- of clients that nobody closes -----------------------------------------------------------
+
+
+def close_when_dropped(
+    owner: object, name: str, close: Callable[[], bool]
+) -> "weakref.finalize[..., Any]":
+    """Have ``close`` called, with a warning if it says that it was needed, once ``owner`` is gone.
+
+    A garbage collector that meets a ZeroMQ context together with its sockets can hang: it may end
+    the context first, and that waits for the sockets (pyzmq would close them then, but finds none,
+    for its weak references to them are cleared by that time). What ``close`` refers to is held
+    here, so that no collector meets it; of ``owner`` it must know nothing.
+    """
+    last_call = weakref.finalize(owner, _close_dropped, name, close, os.getpid())
+    # At the interpreter's exit threads may still use the sockets; the system closes them then.
+    last_call.atexit = False
+    return last_call
+
+
+_left_by_the_parent: list[Callable[[], bool]] = []
+
+
+def _close_dropped(name: str, close: Callable[[], bool], pid: int) -> None:
+    if pid != os.getpid():
+        _left_by_the_parent.append(close)  # its sockets must be neither closed nor collected
+    elif close():
+        warnings.warn(f"unclosed {name}", ResourceWarning, stacklevel=3)

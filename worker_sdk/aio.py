@@ -3,27 +3,21 @@
 pyzmq's own asyncio sockets cost more for each message than all the rest of a call, so the socket
 is tied to the loop here: ZeroMQ's file descriptor tells that something changed, once, and then
 everything is sent and received until nothing more is to be had.
-
-Jobs enqueued in the same turn of the loop share a message. A message is accepted or refused whole,
-so when a shared one is refused its jobs are sent again, each on its own, and only the culprit's
-caller gets the error. Nobody ever waits for others to come along.
 """
 
 import asyncio
 import builtins
-import copy
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import datetime
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar, Unpack, cast, overload
+from typing import Any, Self, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
 import zmq
 
 from worker_sdk import requests
 from worker_sdk.connection import MonitoredSocket, chosen_endpoint
-from worker_sdk.encoding import ENVELOPE_BYTES, as_list
 from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
 from worker_sdk.frames import NOBLOCK, receive_frames, send_frames
@@ -32,33 +26,13 @@ from worker_sdk.ids import AnyId
 from worker_sdk.keys import AnyPath, chosen_keys
 from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES
 from worker_sdk.requests import JobOptions, Page, Request, Steps
+from worker_sdk.sharing import NewJob, Shared, Sharing, fail_all
 from worker_sdk.status import JobStatus
 
 T = TypeVar("T")
 
-MOST_JOBS_SHARED = 1000
-MOST_BYTES_SHARED = 1024 * 1024
 PIPELINED = 4
 """Requests of one ``enqueue_many`` under way at a time."""
-
-
-class _NewJob(NamedTuple):
-    """A job of ``enqueue``, and whom to tell that it is safely with the broker."""
-
-    encoded: bytes
-    enqueued: asyncio.Future[None]
-
-
-class _Shared:
-    """The jobs that went in one message."""
-
-    __slots__ = ("jobs", "refusals")
-
-    def __init__(self, jobs: list[_NewJob], refusals: int) -> None:
-        self.jobs = jobs
-        # How many messages had been taken apart when this one was made: if another has been
-        # since, this one may have been refused only because its jobs depend on that one's.
-        self.refusals = refusals
 
 
 class AsyncClient:
@@ -83,10 +57,7 @@ class AsyncClient:
         self.timeout = timeout
         self.message_limit = message_limit
         self._exchange = Exchange(self.endpoint, timeout)
-        # Jobs of `enqueue` that go out in the next turn of the loop.
-        self._gathered: list[_NewJob] = []
-        # Shared messages that were refused and taken apart so far.
-        self._refusals = 0
+        self._sharing = Sharing(self._exchange, message_limit)
         self._turn_is_coming = False
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -106,7 +77,7 @@ class AsyncClient:
         spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
         encoded = requests.encode_one(spec, self.message_limit)
         enqueued = self._running_loop().create_future()
-        self._gathered.append(_NewJob(encoded, enqueued))
+        self._sharing.gather(NewJob(encoded, enqueued))
         if not self._turn_is_coming:
             self._come_round()
         await enqueued
@@ -260,7 +231,6 @@ class AsyncClient:
 
     def _disconnect(self, why: PointsmanError) -> None:
         """Give up the connection, and all that waits for it."""
-        gathered, self._gathered = self._gathered, []
         loop, self._loop = self._loop, None
         if loop is None:
             return
@@ -270,10 +240,12 @@ class AsyncClient:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            for job in gathered:
-                _fail(job.enqueued, why)
+            self._sharing.give_up(why)
             for call in self._exchange.abandon_all(why):
-                self._settled(call)
+                if isinstance(call.context, Shared):
+                    fail_all(call.context.jobs, why)
+                else:
+                    self._settled(call, loop.time())
         self._monitored.close()
         self._context.term()
 
@@ -370,51 +342,13 @@ class AsyncClient:
             self._come_round()
         return call, settled
 
-    def _share(self, jobs: builtins.list[_NewJob], now: float) -> None:
-        """Put jobs into one message."""
-        message = requests.enqueue_message(as_list([job.encoded for job in jobs]))
-        self._exchange.start(message, now, context=_Shared(jobs, self._refusals))
-
-    def _share_gathered(self, now: float) -> None:
-        gathered, self._gathered = self._gathered, []
-        most_bytes = min(MOST_BYTES_SHARED, self.message_limit) - ENVELOPE_BYTES
-        shared: list[_NewJob] = []
-        shared_bytes = 0
-        for job in gathered:
-            job_bytes = len(job.encoded) + 1
-            if shared and (
-                shared_bytes + job_bytes > most_bytes or len(shared) == MOST_JOBS_SHARED
-            ):
-                self._share(shared, now)
-                shared, shared_bytes = [], 0
-            shared.append(job)
-            shared_bytes += job_bytes
-        self._share(shared, now)
-
-    def _settled(self, call: Call) -> None:
+    def _settled(self, call: Call, now: float) -> None:
         """Tell whoever waits for the call."""
         context = call.context
-        if not isinstance(context, _Shared):
-            if not context.done():
-                context.set_result(None)
-        elif not isinstance(call.outcome, PointsmanError):
-            for _, enqueued in context.jobs:
-                if not enqueued.done():
-                    enqueued.set_result(None)
-        else:
-            self._refused(context, call.outcome)
-
-    def _refused(self, shared: _Shared, error: PointsmanError) -> None:
-        by_broker = bool(error.code) and error.code != "busy"
-        alone = len(shared.jobs) == 1 and shared.refusals == self._refusals
-        if not by_broker or alone or self._loop is None:
-            for _, enqueued in shared.jobs:
-                _fail(enqueued, error)
-            return
-        self._refusals += 1
-        now = self._loop.time()
-        for job in shared.jobs:
-            self._share([job], now)
+        if isinstance(context, Shared):
+            self._sharing.settled(call, context, now)
+        elif not context.done():
+            context.set_result(None)
 
     # ---- the socket --------------------------------------------------------------------------
 
@@ -430,10 +364,9 @@ class AsyncClient:
         if loop is None:
             return
         now = loop.time()
-        if self._gathered:
-            self._share_gathered(now)
+        self._sharing.share(now)
         for call in self._exchange.tick(now):
-            self._settled(call)
+            self._settled(call, now)
         # The descriptor tells of a change only once, and sending may use that up as receiving
         # does: so both go on until neither has anything left.
         while True:
@@ -467,7 +400,7 @@ class AsyncClient:
             received = True
             call = self._exchange.receive(frames, now)
             if call is not None:
-                self._settled(call)
+                self._settled(call, now)
 
     def _is_writable(self) -> bool:
         events = self._monitored.socket.getsockopt(zmq.EVENTS)
@@ -492,9 +425,3 @@ class AsyncClient:
     def _on_timer(self) -> None:
         self._timer = None
         self._turn()
-
-
-def _fail(enqueued: asyncio.Future[None], error: PointsmanError) -> None:
-    """Each caller gets an exception of its own, since raising one writes to it."""
-    if not enqueued.done():
-        enqueued.set_exception(copy.copy(error))

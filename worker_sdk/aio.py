@@ -7,6 +7,7 @@ everything is sent and received until nothing more is to be had.
 
 import asyncio
 import builtins
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import datetime
@@ -17,7 +18,7 @@ from uuid import UUID
 import zmq
 
 from worker_sdk import requests
-from worker_sdk.connection import MonitoredSocket, chosen_endpoint
+from worker_sdk.connection import MonitoredSocket, chosen_endpoint, close_when_dropped
 from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
 from worker_sdk.frames import NOBLOCK, receive_frames, send_frames
@@ -63,8 +64,9 @@ class AsyncClient:
         self._closed = False
         # Set when the client is first used.
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]]
         self._monitored: MonitoredSocket
+        self._connection: _Connection
+        self._last_call: weakref.finalize[..., Any]
 
     # ---- enqueue -----------------------------------------------------------------------------
 
@@ -235,8 +237,6 @@ class AsyncClient:
         if loop is None:
             return
         if not loop.is_closed():
-            loop.remove_reader(self._monitored.socket.fileno())
-            loop.remove_reader(self._monitored.monitor.fileno())
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -246,8 +246,8 @@ class AsyncClient:
                     fail_all(call.context.jobs, why)
                 else:
                     self._settled(call, loop.time())
-        self._monitored.close()
-        self._context.term()
+        self._last_call.detach()
+        self._connection.hang_up()
 
     async def __aenter__(self) -> Self:
         return self
@@ -274,11 +274,18 @@ class AsyncClient:
             raise ClientClosed(f"{self!r} cannot be used any more: make a new one")
         if self._loop is not None:
             raise RuntimeError(f"{self!r} belongs to another event loop: make one for each loop")
-        self._context = zmq.Context()
-        self._monitored = MonitoredSocket(self._context, zmq.DEALER, self.endpoint, self._keys)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._monitored = MonitoredSocket(context, zmq.DEALER, self.endpoint, self._keys)
+        self._connection = _Connection(loop, context, self._monitored)
         self._loop = loop
-        loop.add_reader(self._monitored.socket.fileno(), self._turn)
-        loop.add_reader(self._monitored.monitor.fileno(), self._on_monitor)
+        self._last_call = close_when_dropped(
+            self, f"AsyncClient of {self.endpoint}", self._connection.hang_up_dropped
+        )
+        # The loop does not hold the client by these, so that one that is dropped can be missed.
+        loop.add_reader(self._monitored.socket.fileno(), _call, weakref.WeakMethod(self._turn))
+        loop.add_reader(
+            self._monitored.monitor.fileno(), _call, weakref.WeakMethod(self._on_monitor)
+        )
         # Only after a look in vain does a ZeroMQ socket's descriptor tell of the next message.
         self._monitored.was_disconnected()
 
@@ -425,3 +432,39 @@ class AsyncClient:
     def _on_timer(self) -> None:
         self._timer = None
         self._turn()
+
+
+class _Connection:
+    """What a client leaves behind that is dropped without ``close``."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: zmq.Context[zmq.Socket[bytes]],
+        monitored: MonitoredSocket,
+    ) -> None:
+        self._loop = loop
+        self._context = context
+        self._monitored = monitored
+
+    def hang_up(self) -> None:
+        """Close it all; in the loop's thread while the loop runs."""
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._monitored.socket.fileno())
+            self._loop.remove_reader(self._monitored.monitor.fileno())
+        self._monitored.close()
+        self._context.term()
+
+    def hang_up_dropped(self) -> bool:
+        """Close it all, from whichever thread; that it was needed."""
+        if self._loop.is_running():
+            self._loop.call_soon_threadsafe(self.hang_up)
+        else:
+            self.hang_up()
+        return True
+
+
+def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    function = method()
+    if function is not None:
+        function()

@@ -1,13 +1,15 @@
 """What becomes of connections that nobody closes."""
 
+import asyncio
 import gc
 import os
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
 from tests.sdk.scripted_broker import ScriptedBroker, in_turn
-from worker_sdk import Client
+from worker_sdk import AsyncClient, Client
 
 PONG = {"op": "ok", "version": "1.0"}
 
@@ -17,6 +19,11 @@ pytestmark = pytest.mark.timeout(20)
 
 def drop(held: list[Any]) -> None:
     held.clear()
+    gc.collect()
+
+
+def run_and_drop(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(main)
     gc.collect()
 
 
@@ -57,3 +64,51 @@ def test_client_that_a_forked_child_drops_stays_its_parents() -> None:
         assert os.waitpid(child, 0)[1] == 0
         assert held[0].ping() == "1.0"
         held[0].close()
+
+
+def test_asynchronous_client_that_outlives_its_loop_closes_its_connection_with_a_warning() -> None:
+    with ScriptedBroker(in_turn(PONG)) as broker:
+        held: list[Any] = [AsyncClient(broker.endpoint)]
+        held[0].itself = held[0]
+        asyncio.run(held[0].ping())
+        context = held[0]._connection._context
+
+        with pytest.warns(ResourceWarning, match=f"unclosed AsyncClient of {broker.endpoint}"):
+            drop(held)
+
+        assert context.closed
+
+
+def test_asynchronous_client_that_is_dropped_leaves_a_loop_that_goes_on() -> None:
+    async def main(broker: ScriptedBroker) -> None:
+        held = [AsyncClient(broker.endpoint, timeout=0.2)]
+        await held[0].ping()
+        connection = held[0]._connection
+        held.clear()
+
+        while not connection._context.closed:  # not before its timer is over
+            gc.collect()
+            await asyncio.sleep(0.005)
+
+    with ScriptedBroker(in_turn(PONG)) as broker:
+        with pytest.warns(ResourceWarning, match="unclosed AsyncClient"):
+            run_and_drop(main(broker))
+
+
+def test_call_that_nobody_holds_keeps_its_client_until_it_is_answered() -> None:
+    ended: list[asyncio.Task[Any]] = []
+
+    async def main(broker: ScriptedBroker) -> None:
+        client = AsyncClient(broker.endpoint, timeout=1)
+        asyncio.create_task(client.enqueue("a")).add_done_callback(ended.append)
+        del client
+
+        while not ended:
+            gc.collect()
+            await asyncio.sleep(0.005)
+
+        assert ended[0].result()
+
+    with ScriptedBroker(in_turn(None, {"op": "ok"})) as broker:
+        with pytest.warns(ResourceWarning, match="unclosed AsyncClient"):
+            run_and_drop(main(broker))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +20,7 @@ from uuid import UUID, uuid4
 from msgspec import UNSET, Raw
 
 from worker_sdk.agent import Agent, Link, Reply
-from worker_sdk.connection import chosen_endpoint
+from worker_sdk.connection import chosen_endpoint, close_when_dropped
 from worker_sdk.dealer import Dealer
 from worker_sdk.delivery import LONE_ENVELOPE_BYTES, Ending
 from worker_sdk.encoding import encode_value
@@ -138,7 +140,15 @@ class WorkerSession:
         # Where the background thread rests, and until when.
         self._rest = Rest(self._dealer.descriptors)
         self._resting_until = 0.0
-        self._thread = threading.Thread(target=self._keep, name="pointsman-session", daemon=True)
+        self._last_call = close_when_dropped(
+            self, f"WorkerSession of {self.endpoint}", partial(_call, self._rest)
+        )
+        self._thread = threading.Thread(
+            target=_keep,
+            args=(weakref.ref(self), self._agent, self._dealer, self._rest),
+            name="pointsman-session",
+            daemon=True,
+        )
         self._thread.start()
 
     # ---- for its users -------------------------------------------------------------------------
@@ -175,10 +185,11 @@ class WorkerSession:
             if self._is_closed:
                 return
             self._is_closed = True
+            self._last_call.detach()
             self._agent.leave(monotonic())
             self._exchange()
             deadline = monotonic() + ANSWER_S
-            while not self._is_gone() and (left_s := deadline - monotonic()) > 0:
+            while not _is_gone(self._agent) and (left_s := deadline - monotonic()) > 0:
                 self._news.wait(left_s)
             self._is_over = True
             for job in self._jobs.values():
@@ -315,16 +326,14 @@ class WorkerSession:
 
     # ---- the connection ------------------------------------------------------------------------
 
-    def _keep(self) -> None:
-        """Keep the connection while nobody else uses it: the body of the background thread."""
-        while True:
-            with self._lock:
-                if self._is_over:
-                    return
-                self._exchange()
-                self._resting_until = self._dealer.next_due()
-                until_s = self._resting_until - monotonic()
-            self._dealer.woken_by(self._rest.rest(watching=True, until_s=until_s))
+    def _tend(self) -> float | None:
+        """Do what is due, in the background; for how long nothing is. None: it is all over."""
+        with self._lock:
+            if self._is_over:
+                return None
+            self._exchange()
+            self._resting_until = self._dealer.next_due()
+            return self._resting_until - monotonic()
 
     def _exchange(self) -> None:
         """Send all there is to send and take in all that came; with the lock held."""
@@ -378,9 +387,6 @@ class WorkerSession:
         finally:
             agent.forget(key)
 
-    def _is_gone(self) -> bool:
-        return self._agent.link in (Link.LEFT, Link.AWAY) or self._agent.fault is not None
-
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError(
@@ -418,6 +424,42 @@ class WorkerSession:
         with self._lock:
             self._news.wait_for(lambda: job.canceled or self._is_closed, timeout_s)
         return job.canceled
+
+
+def _keep(
+    session_ref: weakref.ref[WorkerSession], agent: Agent, dealer: Dealer, rest: Rest
+) -> None:
+    """Keep a session's connection while nobody else uses it: the body of the background thread.
+
+    At rest it does not hold the session, so that one that is dropped without `close` is missed:
+    then this hands back what is held, and leaves.
+    """
+    while (session := session_ref()) is not None:
+        until_s = session._tend()
+        del session
+        if until_s is None:
+            return
+        dealer.woken_by(rest.rest(watching=True, until_s=until_s))
+    agent.leave(monotonic())
+    deadline = monotonic() + ANSWER_S
+    while True:
+        dealer.exchange(monotonic())
+        until = min(deadline, dealer.next_due())
+        if _is_gone(agent) or deadline <= monotonic():
+            break
+        dealer.woken_by(rest.rest(watching=True, until_s=until - monotonic()))
+    rest.close()
+    dealer.close(linger_s=0.5)
+
+
+def _call(rest: Rest) -> bool:
+    rest.call()
+    return True
+
+
+def _is_gone(agent: Agent) -> bool:
+    """Whether there is nobody any more to say bye to."""
+    return agent.link in (Link.LEFT, Link.AWAY) or agent.fault is not None
 
 
 def why_not_held(job: SessionJob) -> PointsmanError:

@@ -1,5 +1,7 @@
 """The pull style: jobs are taken one by one, and their outcomes confirmed."""
 
+import contextlib
+import gc
 import os
 import threading
 import time
@@ -355,6 +357,31 @@ def test_closing_hands_back_what_is_held_and_ends_the_waiting(
     with pytest.raises(ClientClosed):
         job.finish()
     session.close()
+
+
+def test_a_session_that_is_dropped_hands_back_what_it_holds_with_a_warning(
+    pointsman_broker: LocalBroker, client: Client
+) -> None:
+    ended, held = [client.enqueue("t") for _ in range(2)]
+    session = WorkerSession(types=["t"])
+    keeper = session._thread
+    with contextlib.suppress(WaitTimeout):
+        take(session, ended).finish(1, timeout=0)
+    garbage = [session, take(session, held)]
+    del session
+
+    with pytest.warns(ResourceWarning, match="unclosed WorkerSession"):
+        drop(garbage)
+
+    keeper.join(WAIT_S)
+    assert not keeper.is_alive()
+    assert client.result(ended, timeout=0) == 1
+    assert status(client, held).state == "ready"
+
+
+def drop(garbage: list[Any]) -> None:
+    garbage.clear()
+    gc.collect()
 
 
 def test_a_session_is_of_no_use_in_a_forked_process(session: WorkerSession) -> None:

@@ -25,9 +25,9 @@ from worker_sdk.frames import NOBLOCK, receive_frames, send_frames
 from worker_sdk.graph import AnyJob, Duration, JobSpec
 from worker_sdk.ids import AnyId
 from worker_sdk.keys import AnyPath, chosen_keys
-from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES
+from worker_sdk.limit import MessageLimit
 from worker_sdk.requests import JobOptions, Page, Request, Steps
-from worker_sdk.sharing import NewJob, Shared, Sharing, fail_all
+from worker_sdk.sharing import NewJob, Question, Shared, Sharing, fail_all
 from worker_sdk.status import JobStatus
 
 T = TypeVar("T")
@@ -41,7 +41,8 @@ class AsyncClient:
 
     It belongs to the event loop that first uses it. The broker is at ``endpoint``, else where the
     environment's POINTSMAN_BROKER says, else at the default endpoint. A broker that does not
-    answer a request within ``timeout`` seconds raises BrokerUnreachable. Keys are as with Client.
+    answer a request within ``timeout`` seconds raises BrokerUnreachable. Keys and ``message_limit``
+    are as with Client.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class AsyncClient:
         endpoint: str | None = None,
         timeout: float = 10.0,
         *,
-        message_limit: int = DEFAULT_MESSAGE_LIMIT_BYTES,
+        message_limit: int | None = None,
         key: AnyPath | None = None,
         broker_key: AnyPath | None = None,
     ) -> None:
@@ -58,7 +59,8 @@ class AsyncClient:
         self.timeout = timeout
         self.message_limit = message_limit
         self._exchange = Exchange(self.endpoint, timeout)
-        self._sharing = Sharing(self._exchange, message_limit)
+        self._limit = MessageLimit(message_limit)
+        self._sharing = Sharing(self._exchange, self._limit)
         self._turn_is_coming = False
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -77,9 +79,9 @@ class AsyncClient:
         ``id`` again changes nothing; JobConflict if the content differs.
         """
         spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
-        encoded = requests.encode_one(spec, self.message_limit)
+        encoded = spec.encoded()
         enqueued = self._running_loop().create_future()
-        self._sharing.gather(NewJob(encoded, enqueued))
+        self._sharing.gather(NewJob(spec, encoded, enqueued))
         if not self._turn_is_coming:
             self._come_round()
         await enqueued
@@ -91,7 +93,7 @@ class AsyncClient:
         All or none, if they fit into one message of the broker; if not, all or none of those that
         hang together by dependencies. TooLarge if those do not fit; DependencyCycle names a cycle.
         """
-        return await self._carry_out(requests.enqueue_many(jobs, self.message_limit))
+        return await self._carry_out(requests.enqueue_many(jobs, self._limit))
 
     async def run(
         self,
@@ -104,7 +106,7 @@ class AsyncClient:
         """Enqueue a job and return its result. Raises what ``result`` raises."""
         spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
         clock = self._running_loop().time
-        return await self._carry_out(requests.run(spec, wait_timeout, self.message_limit, clock))
+        return await self._carry_out(requests.run(spec, wait_timeout, self._limit, clock))
 
     # ---- ask ---------------------------------------------------------------------------------
 
@@ -116,7 +118,7 @@ class AsyncClient:
     ) -> builtins.list[JobStatus]: ...
     async def status(self, ids: AnyId | Iterable[AnyId], *, args: bool = False) -> Any:
         """The status of a job, or of each of several, with its args if asked for."""
-        return await self._carry_out(requests.status(ids, args))
+        return await self._carry_out(requests.status(ids, args, self._limit))
 
     @overload
     async def wait(self, ids: AnyId, timeout: Duration | None = None) -> JobStatus: ...  # type: ignore[overload-overlap]
@@ -126,11 +128,13 @@ class AsyncClient:
     ) -> builtins.list[JobStatus]: ...
     async def wait(self, ids: AnyId | Iterable[AnyId], timeout: Duration | None = None) -> Any:
         """The status of a job, or of each of several, when all have ended; else WaitTimeout."""
-        return await self._carry_out(requests.wait(ids, timeout, self._running_loop().time))
+        clock = self._running_loop().time
+        return await self._carry_out(requests.wait(ids, timeout, self._limit, clock))
 
     async def result(self, id: AnyId, timeout: Duration | None = None) -> Any:
         """The result of a job when it has finished; JobFailed, JobCanceled or WaitTimeout."""
-        return await self._carry_out(requests.result(id, timeout, self._running_loop().time))
+        clock = self._running_loop().time
+        return await self._carry_out(requests.result(id, timeout, self._limit, clock))
 
     async def list(
         self,
@@ -209,15 +213,15 @@ class AsyncClient:
     async def cancel(self, ids: Iterable[AnyId]) -> builtins.list[UUID]: ...
     async def cancel(self, ids: AnyId | Iterable[AnyId]) -> Any:
         """End a job that has not ended: whether this call did; of several, those that it ended."""
-        return await self._carry_out(requests.cancel(ids, self.message_limit))
+        return await self._carry_out(requests.cancel(ids, self._limit))
 
     async def retry(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:
         """Run failed or canceled jobs again; all that do, dependents too; ``ids`` if too many."""
-        return await self._carry_out(requests.retry(ids, self.message_limit))
+        return await self._carry_out(requests.retry(ids, self._limit))
 
     async def delete(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:
         """Have ended jobs forgotten that no live job depends on; those that are."""
-        return await self._carry_out(requests.delete(ids, self.message_limit))
+        return await self._carry_out(requests.delete(ids, self._limit))
 
     # ---- life --------------------------------------------------------------------------------
 
@@ -354,6 +358,8 @@ class AsyncClient:
         context = call.context
         if isinstance(context, Shared):
             self._sharing.settled(call, context, now)
+        elif isinstance(context, Question):
+            self._sharing.answered(call, now)
         elif not context.done():
             context.set_result(None)
 
@@ -416,6 +422,7 @@ class AsyncClient:
     def _on_monitor(self) -> None:
         if self._monitored.was_disconnected():
             self._exchange.disconnected()
+            self._limit.forget()
             if self._monitored.refused is not None:  # the next call tries anew, on another socket
                 self._disconnect(self._monitored.refused)
             self._turn()

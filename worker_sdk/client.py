@@ -23,7 +23,7 @@ from worker_sdk.frames import receive_frames, send_frames
 from worker_sdk.graph import AnyJob, Duration, JobSpec
 from worker_sdk.ids import AnyId
 from worker_sdk.keys import AnyPath, Keys, chosen_keys
-from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES
+from worker_sdk.limit import MessageLimit
 from worker_sdk.requests import JobOptions, Page, Request, Steps
 from worker_sdk.status import JobStatus
 
@@ -47,6 +47,10 @@ class Client:
     the broker's public one, else those that POINTSMAN_KEY and POINTSMAN_BROKER_KEY name. Without
     them nothing is encrypted.
 
+    ``message_limit``, the most bytes that a message may have, is the broker's: left out, it is
+    asked for by a ping before the first request of more than 1 KiB, and anew when the connection
+    broke.
+
     A client can be used by many threads at once; none waits for another. In a forked child it
     goes on with connections of its own.
     """
@@ -56,7 +60,7 @@ class Client:
         endpoint: str | None = None,
         timeout: float = 10.0,
         *,
-        message_limit: int = DEFAULT_MESSAGE_LIMIT_BYTES,
+        message_limit: int | None = None,
         key: AnyPath | None = None,
         broker_key: AnyPath | None = None,
     ) -> None:
@@ -68,7 +72,7 @@ class Client:
         _clients.add(self)
 
     def _start_anew(self) -> None:
-        self._pool = _Pool(self.endpoint, self._keys, self.timeout)
+        self._pool = _Pool(self.endpoint, self._keys, self.timeout, self.message_limit)
         close_when_dropped(self, f"Client of {self.endpoint}", self._pool.close_all)
 
     # ---- enqueue -----------------------------------------------------------------------------
@@ -80,7 +84,7 @@ class Client:
         ``id`` again changes nothing; JobConflict if the content differs.
         """
         spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
-        return self._carry_out(requests.enqueue(spec, self.message_limit))
+        return self._carry_out(requests.enqueue(spec, self._pool.limit))
 
     def enqueue_many(self, jobs: Iterable[AnyJob]) -> builtins.list[UUID]:
         """Enqueue JobSpecs (or mappings with the same keys), in any order; ids in that order.
@@ -88,7 +92,7 @@ class Client:
         All or none, if they fit into one message of the broker; if not, all or none of those that
         hang together by dependencies. TooLarge if those do not fit; DependencyCycle names a cycle.
         """
-        return self._carry_out(requests.enqueue_many(jobs, self.message_limit))
+        return self._carry_out(requests.enqueue_many(jobs, self._pool.limit))
 
     def run(
         self,
@@ -100,7 +104,7 @@ class Client:
     ) -> Any:
         """Enqueue a job and return its result. Raises what ``result`` raises."""
         spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
-        return self._carry_out(requests.run(spec, wait_timeout, self.message_limit, time.monotonic))
+        return self._carry_out(requests.run(spec, wait_timeout, self._pool.limit, time.monotonic))
 
     # ---- ask ---------------------------------------------------------------------------------
 
@@ -110,7 +114,7 @@ class Client:
     def status(self, ids: Iterable[AnyId], *, args: bool = False) -> builtins.list[JobStatus]: ...
     def status(self, ids: AnyId | Iterable[AnyId], *, args: bool = False) -> Any:
         """The status of a job, or of each of several, with its args if asked for."""
-        return self._carry_out(requests.status(ids, args))
+        return self._carry_out(requests.status(ids, args, self._pool.limit))
 
     @overload
     def wait(self, ids: AnyId, timeout: Duration | None = None) -> JobStatus: ...  # type: ignore[overload-overlap]
@@ -120,11 +124,11 @@ class Client:
     ) -> builtins.list[JobStatus]: ...
     def wait(self, ids: AnyId | Iterable[AnyId], timeout: Duration | None = None) -> Any:
         """The status of a job, or of each of several, when all have ended; else WaitTimeout."""
-        return self._carry_out(requests.wait(ids, timeout, time.monotonic))
+        return self._carry_out(requests.wait(ids, timeout, self._pool.limit, time.monotonic))
 
     def result(self, id: AnyId, timeout: Duration | None = None) -> Any:
         """The result of a job when it has finished; JobFailed, JobCanceled or WaitTimeout."""
-        return self._carry_out(requests.result(id, timeout, time.monotonic))
+        return self._carry_out(requests.result(id, timeout, self._pool.limit, time.monotonic))
 
     def list(
         self,
@@ -202,15 +206,15 @@ class Client:
     def cancel(self, ids: Iterable[AnyId]) -> builtins.list[UUID]: ...
     def cancel(self, ids: AnyId | Iterable[AnyId]) -> Any:
         """End a job that has not ended: whether this call did; of several, those that it ended."""
-        return self._carry_out(requests.cancel(ids, self.message_limit))
+        return self._carry_out(requests.cancel(ids, self._pool.limit))
 
     def retry(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:
         """Run failed or canceled jobs again; all that do, dependents too; ``ids`` if too many."""
-        return self._carry_out(requests.retry(ids, self.message_limit))
+        return self._carry_out(requests.retry(ids, self._pool.limit))
 
     def delete(self, ids: AnyId | Iterable[AnyId]) -> builtins.list[UUID]:
         """Have ended jobs forgotten that no live job depends on; those that are."""
-        return self._carry_out(requests.delete(ids, self.message_limit))
+        return self._carry_out(requests.delete(ids, self._pool.limit))
 
     # ---- connections -------------------------------------------------------------------------
 
@@ -298,10 +302,13 @@ class _Pool:
     It knows nothing of the client, and so can outlive one that was dropped without ``close``.
     """
 
-    def __init__(self, endpoint: str, keys: Keys | None, timeout_s: float) -> None:
+    def __init__(
+        self, endpoint: str, keys: Keys | None, timeout_s: float, message_limit: int | None
+    ) -> None:
         self._endpoint = endpoint
         self._keys = keys
         self._timeout_s = timeout_s
+        self.limit = MessageLimit(message_limit, self._drop_broken)
         self.is_closed = False
         # Guards all below.
         self._lock = threading.Lock()
@@ -333,10 +340,21 @@ class _Pool:
     def check_in(self, connection: "_Connection") -> None:
         """Take back a connection whose call is settled."""
         with self._lock:
-            if self.is_closed or connection.is_refused:
+            if connection.is_broken:
+                self.limit.forget()
+            if self.is_closed or connection.is_broken:
                 self._drop(connection)
             else:
                 self._idle.append(connection)
+
+    def _drop_broken(self) -> bool:
+        """Close the idle connections that broke; whether any did."""
+        with self._lock:
+            broken = [connection for connection in self._idle if connection.breaks()]
+            for connection in broken:
+                self._idle.remove(connection)
+                self._drop(connection)
+        return bool(broken)
 
     def discard(self, connection: "_Connection") -> None:
         """Take back a connection that is not to be used again."""
@@ -391,11 +409,8 @@ class _Connection:
         self._is_closed = is_closed
         # What SNDTIMEO and RCVTIMEO are set to; setting them costs more than comparing.
         self._send_ms = self._receive_ms = -1
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the broker does not let this connection in."""
-        return self._monitored.refused is not None
+        # Set once its peer was lost: the call goes on with whoever comes next, and is the last.
+        self.is_broken = False
 
     def begin(self, request: Request[Any]) -> Call:
         """Start a call, and send it if that is possible at once."""
@@ -436,10 +451,16 @@ class _Connection:
         self._exchange.sent(call, time.monotonic())
 
     def _look_at_monitor(self, call: Call) -> None:
-        if self._monitored.was_disconnected():
+        if self.breaks():
             self._exchange.disconnected()
             if self._monitored.refused is not None:
                 self._exchange.abandon(call, self._monitored.refused)
+
+    def breaks(self) -> bool:
+        """Whether the connection broke since this was last asked."""
+        broke = self._monitored.was_disconnected()
+        self.is_broken = self.is_broken or broke
+        return broke
 
     def _receive(self, call: Call, limit_ms: int) -> None:
         if limit_ms != self._receive_ms:

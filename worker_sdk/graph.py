@@ -139,23 +139,61 @@ class Batch(Struct):
     jobs: bytes
 
 
-def plan(specs: Sequence[JobSpec], limit_bytes: int) -> list[Batch]:
-    """All jobs as requests of at most ``limit_bytes`` each, one if they fit into one.
+class Graph:
+    """Jobs in an order in which they can be enqueued, encoded. O(jobs + dependencies).
 
-    O(jobs + dependencies). DependencyCycle names the cycle; TooLarge, what exceeds the limit.
+    DependencyCycle names the cycle. The likely limit of messages only saves needless work.
     """
-    if not _in_order(specs):
-        specs = _sorted(specs)
-    limit_bytes -= ENVELOPE_BYTES
-    if len(specs) * _SMALLEST_JOB_BYTES <= limit_bytes:
-        together = encode_all(specs)
-        if together is not None and len(together) <= limit_bytes:
-            return [Batch([spec.id for spec in specs], together)]
-    encoded = [spec.encoded() for spec in specs]
-    if sum(map(len, encoded)) + len(encoded) <= limit_bytes:
-        return [_batch(specs, encoded, range(len(specs)))]
-    pieces = _pack(specs, encoded, _components(specs), limit_bytes)
-    return [_batch(specs, encoded, piece) for piece in pieces]
+
+    def __init__(self, specs: Sequence[JobSpec], likely_limit_bytes: int) -> None:
+        self._specs = specs if _in_order(specs) else _sorted(specs)
+        # As one list, which is quicker; else each by itself.
+        self._together: bytes | None = None
+        self._encoded: list[bytes] = []
+        if len(specs) * _SMALLEST_JOB_BYTES + ENVELOPE_BYTES <= likely_limit_bytes:
+            self._together = encode_all(self._specs)
+        if self._together is not None:
+            jobs_bytes = len(self._together)
+        else:
+            self._encoded = [spec.encoded() for spec in self._specs]
+            jobs_bytes = sum(map(len, self._encoded)) + len(specs)
+        self.size_bytes = jobs_bytes + ENVELOPE_BYTES
+        """What all of it takes in one message."""
+
+    def batches(self, limit_bytes: int) -> list[Batch]:
+        """All jobs as requests of at most so many bytes each, one if they fit into one.
+
+        TooLarge names what exceeds the limit.
+        """
+        specs = self._specs
+        if self._together is not None:
+            if self.size_bytes <= limit_bytes:
+                return [Batch([spec.id for spec in specs], self._together)]
+            self._together = None
+            self._encoded = [spec.encoded() for spec in specs]
+        if self.size_bytes <= limit_bytes:
+            return [_batch(specs, self._encoded, range(len(specs)))]
+        pieces = _pack(specs, self._encoded, _components(specs), limit_bytes - ENVELOPE_BYTES)
+        return [_batch(specs, self._encoded, piece) for piece in pieces]
+
+
+def plan(specs: Sequence[JobSpec], limit_bytes: int) -> list[Batch]:
+    """All jobs as requests of at most ``limit_bytes`` each, where the limit is known."""
+    return Graph(specs, limit_bytes).batches(limit_bytes)
+
+
+def too_large(specs: Sequence[JobSpec], size_bytes: int, limit_bytes: int) -> TooLarge:
+    """The error for connected jobs that no message holds."""
+    what = (
+        f"job {specs[0].id} ({specs[0].type})"
+        if len(specs) == 1
+        else f"the graph of {len(specs)} connected jobs with {specs[0].id}"
+    )
+    return TooLarge(
+        f"{what} takes {size_bytes:,} bytes and must go in one message, "
+        f"and a message holds at most {limit_bytes:,} bytes",
+        ids=[spec.id for spec in specs[:100]],
+    )
 
 
 def _number_of(dependency: "AnyId | JobSpec | Dependency") -> int:
@@ -258,16 +296,8 @@ def _pack(
     for group in groups:
         group_bytes = sum(len(encoded[at]) + 1 for at in group)
         if group_bytes > limit_bytes:
-            what = (
-                f"job {specs[group[0]].id} ({specs[group[0]].type})"
-                if len(group) == 1
-                else f"the graph of {len(group)} connected jobs with {specs[group[0]].id}"
-            )
-            raise TooLarge(
-                f"{what} takes {group_bytes:,} bytes and must go in one message, "
-                f"and a message holds at most {limit_bytes + ENVELOPE_BYTES:,} bytes",
-                ids=[specs[at].id for at in group[:100]],
-            )
+            connected = [specs[at] for at in group]
+            raise too_large(connected, group_bytes, limit_bytes + ENVELOPE_BYTES)
         if piece and piece_bytes + group_bytes > aim_bytes:
             yield piece
             piece, piece_bytes = [], 0

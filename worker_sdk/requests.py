@@ -15,8 +15,18 @@ from worker_sdk import status as job_status
 from worker_sdk.encoding import ENVELOPE_BYTES, as_list, decode_value
 from worker_sdk.errors import JobNotExist, PointsmanError, ProtocolError, TooLarge, WaitTimeout
 from worker_sdk.exchange import Call
-from worker_sdk.graph import AnyJob, Batch, Dependency, Duration, JobSpec, as_spec, plan
+from worker_sdk.graph import (
+    AnyJob,
+    Batch,
+    Dependency,
+    Duration,
+    Graph,
+    JobSpec,
+    as_spec,
+    too_large,
+)
 from worker_sdk.ids import AnyId, as_text, as_texts, as_uuid
+from worker_sdk.limit import MessageLimit
 from worker_sdk.messages import (
     Backoff,
     Cancel,
@@ -43,6 +53,9 @@ LONGEST_HOLD_S = 10.0
 
 IDS_A_REQUEST = 10_000
 """More ids are asked for in pieces: an answer can be many times as large as its request."""
+
+_ID_BYTES = 39
+"""An id in a list: with its quotes and the comma."""
 
 
 class JobOptions(TypedDict, total=False):
@@ -111,24 +124,38 @@ def enqueue_message(jobs: bytes, wait_s: float | None = None) -> Enqueue:
     return Enqueue(jobs=cast(tuple[NewJob, ...], Raw(jobs)), wait=wait_s)
 
 
-def encode_one(spec: JobSpec, limit_bytes: int) -> bytes:
+def _limit_for(size_bytes: int, limit: MessageLimit) -> Steps[int]:
+    """The limit of messages, of which it matters whether one of that size is within it."""
+    known = limit.known_for(size_bytes)
+    if known is None:
+        known = yield Request(Ping(), limit.learn)
+    return known
+
+
+def _encode_one(spec: JobSpec, limit: MessageLimit) -> Steps[bytes]:
     """The job as it stands in an ``enqueue``; TooLarge if that would exceed the limit."""
     encoded = spec.encoded()
-    if len(encoded) + ENVELOPE_BYTES > limit_bytes:
-        plan([spec], limit_bytes)  # says what is wrong
+    size_bytes = len(encoded) + ENVELOPE_BYTES
+    limit_bytes = yield from _limit_for(size_bytes, limit)
+    if size_bytes > limit_bytes:
+        raise too_large([spec], size_bytes, limit_bytes)
     return encoded
 
 
-def enqueue(spec: JobSpec, limit_bytes: int) -> Steps[UUID]:
+def enqueue(spec: JobSpec, limit: MessageLimit) -> Steps[UUID]:
     """Enqueue one job; its id."""
-    yield Request(enqueue_message(as_list([encode_one(spec, limit_bytes)])), _nothing)
+    encoded = yield from _encode_one(spec, limit)
+    yield Request(enqueue_message(as_list([encoded])), _nothing)
     return spec.id
 
 
-def enqueue_many(jobs: Iterable[AnyJob], limit_bytes: int) -> Steps[list[UUID]]:
+def enqueue_many(jobs: Iterable[AnyJob], limit: MessageLimit) -> Steps[list[UUID]]:
     """Enqueue a whole graph; its ids in the order given."""
     specs = [as_spec(job) for job in jobs]
-    batches = plan(specs, limit_bytes) if specs else []
+    if not specs:
+        return []
+    graph = Graph(specs, limit.likely_bytes())
+    batches = graph.batches((yield from _limit_for(graph.size_bytes, limit)))
     done = 0
 
     def read_batch(batch: Batch) -> Callable[[Ok], None]:
@@ -148,51 +175,61 @@ def enqueue_many(jobs: Iterable[AnyJob], limit_bytes: int) -> Steps[list[UUID]]:
 
 
 def run(
-    spec: JobSpec, timeout: Duration | None, limit_bytes: int, clock: Callable[[], float]
+    spec: JobSpec, timeout: Duration | None, limit: MessageLimit, clock: Callable[[], float]
 ) -> Steps[Any]:
     """Enqueue one job and wait for its result, in one round trip if it ends soon."""
     end = _end(timeout, clock)
+    encoded = yield from _encode_one(spec, limit)
     hold_s = _hold(end, clock)
-    message = enqueue_message(as_list([encode_one(spec, limit_bytes)]), hold_s)
+    message = enqueue_message(as_list([encoded]), hold_s)
     infos, done = yield Request(message, _read_wait, hold_s=hold_s)
     if done:
         return job_status.outcome(_in_order(infos, (as_text(spec.id),))[0])
     left_s = None if end is None else max(0.0, end - clock())
-    infos = yield from _wait_all([spec.id], left_s, clock)
+    infos = yield from _wait_all([spec.id], left_s, limit, clock)
     return job_status.outcome(infos[0])
 
 
 # ---- asking ----------------------------------------------------------------------------------
 
 
-def status(ids: AnyId | Iterable[AnyId], args: bool = False) -> Steps[JobStatus | list[JobStatus]]:
+def status(
+    ids: AnyId | Iterable[AnyId], args: bool, limit: MessageLimit
+) -> Steps[JobStatus | list[JobStatus]]:
     """The present status of one job, or of each."""
 
     def ask(piece: tuple[str, ...]) -> Steps[list[JobInfo]]:
         return list((yield Request(Status(ids=piece, args=args), _read_jobs)))
 
     wanted = _many(ids)
-    infos = yield from _in_pieces(as_texts(wanted), ask)
+    infos = yield from _in_pieces(as_texts(wanted), ask, limit)
     return _as_asked(ids, _in_order(infos, _texts_as_given(wanted)))
 
 
 def wait(
-    ids: AnyId | Iterable[AnyId], timeout: Duration | None, clock: Callable[[], float]
+    ids: AnyId | Iterable[AnyId],
+    timeout: Duration | None,
+    limit: MessageLimit,
+    clock: Callable[[], float],
 ) -> Steps[JobStatus | list[JobStatus]]:
     """The status of one job or of each, when all have ended."""
-    return _as_asked(ids, (yield from _wait_all(_many(ids), timeout, clock)))
+    return _as_asked(ids, (yield from _wait_all(_many(ids), timeout, limit, clock)))
 
 
-def result(id: AnyId, timeout: Duration | None, clock: Callable[[], float]) -> Steps[Any]:
+def result(
+    id: AnyId, timeout: Duration | None, limit: MessageLimit, clock: Callable[[], float]
+) -> Steps[Any]:
     """The result of a job when it has ended; JobFailed or JobCanceled if it has none."""
-    return job_status.outcome((yield from _wait_all([id], timeout, clock))[0])
+    return job_status.outcome((yield from _wait_all([id], timeout, limit, clock))[0])
 
 
 def _wait_all(
-    ids: Sequence[AnyId], timeout: Duration | None, clock: Callable[[], float]
+    ids: Sequence[AnyId], timeout: Duration | None, limit: MessageLimit, clock: Callable[[], float]
 ) -> Steps[list[JobInfo]]:
     end = _end(timeout, clock)
-    infos = yield from _in_pieces(as_texts(ids), lambda piece: _wait_piece(piece, end, clock))
+    infos = yield from _in_pieces(
+        as_texts(ids), lambda piece: _wait_piece(piece, end, clock), limit
+    )
     return _in_order(infos, _texts_as_given(ids))
 
 
@@ -215,11 +252,15 @@ def _wait_piece(
 
 
 def _in_pieces(
-    ids: tuple[str, ...], ask: Callable[[tuple[str, ...]], Steps[list[JobInfo]]]
+    ids: tuple[str, ...],
+    ask: Callable[[tuple[str, ...]], Steps[list[JobInfo]]],
+    limit: MessageLimit,
 ) -> Steps[list[JobInfo]]:
     """What `ask` gives for all of the ids, asked for no more at a time than one answer holds."""
     infos: list[JobInfo] = []
-    start, size = 0, IDS_A_REQUEST
+    limit_bytes = yield from _limit_for(_ids_bytes(min(len(ids), IDS_A_REQUEST)), limit)
+    most = min(IDS_A_REQUEST, (limit_bytes - ENVELOPE_BYTES) // _ID_BYTES)
+    start, size = 0, most
     while start < len(ids):
         piece = ids[start : start + size]
         try:
@@ -231,7 +272,7 @@ def _in_pieces(
         else:
             start += len(piece)
             # Others may have smaller results, so a few more are tried.
-            size = min(size + size // 4 + 1, IDS_A_REQUEST)
+            size = min(size + size // 4 + 1, most)
     return infos
 
 
@@ -304,18 +345,18 @@ def ping() -> Steps[str]:
 # ---- changing --------------------------------------------------------------------------------
 
 
-def cancel(ids: AnyId | Iterable[AnyId], limit_bytes: int) -> Steps[bool | list[UUID]]:
+def cancel(ids: AnyId | Iterable[AnyId], limit: MessageLimit) -> Steps[bool | list[UUID]]:
     """Whether the job was ended by this; of many, those that were."""
-    texts = _fitting(as_texts(_many(ids)), limit_bytes)
+    texts = yield from _fitting(as_texts(_many(ids)), limit)
     ended: list[UUID] = []
     if texts:
         ended = yield Request(Cancel(ids=texts), _read_ids)
     return bool(ended) if _is_one(ids) else ended
 
 
-def retry(ids: AnyId | Iterable[AnyId], limit_bytes: int) -> Steps[list[UUID]]:
+def retry(ids: AnyId | Iterable[AnyId], limit: MessageLimit) -> Steps[list[UUID]]:
     """All jobs that run again by this; if an answer has no room for them, those asked for."""
-    texts = _fitting(as_texts(_many(ids)), limit_bytes)
+    texts = yield from _fitting(as_texts(_many(ids)), limit)
 
     def read(ok: Ok) -> list[UUID]:
         # It was done, and ids that are too many to be told are left out.
@@ -327,10 +368,10 @@ def retry(ids: AnyId | Iterable[AnyId], limit_bytes: int) -> Steps[list[UUID]]:
     return revived
 
 
-def delete(ids: AnyId | Iterable[AnyId], limit_bytes: int) -> Steps[list[UUID]]:
+def delete(ids: AnyId | Iterable[AnyId], limit: MessageLimit) -> Steps[list[UUID]]:
     """All jobs that are forgotten by this."""
     wanted = list(dict.fromkeys(map(as_uuid, _many(ids))))
-    texts = _fitting(as_texts(wanted), limit_bytes)
+    texts = yield from _fitting(as_texts(wanted), limit)
 
     def all_gone(error: PointsmanError) -> list[UUID] | None:
         # All or none are deleted: if none is left, the attempt without an answer did it.
@@ -377,8 +418,14 @@ def _texts_as_given(ids: Iterable[AnyId]) -> list[str]:
     return [str(as_uuid(id)) for id in ids]
 
 
-def _fitting(texts: tuple[str, ...], limit_bytes: int) -> tuple[str, ...]:
-    size_bytes = len(texts) * 39 + ENVELOPE_BYTES
+def _ids_bytes(count: int) -> int:
+    """What a message with so many ids takes."""
+    return count * _ID_BYTES + ENVELOPE_BYTES
+
+
+def _fitting(texts: tuple[str, ...], limit: MessageLimit) -> Steps[tuple[str, ...]]:
+    size_bytes = _ids_bytes(len(texts))
+    limit_bytes = yield from _limit_for(size_bytes, limit)
     if size_bytes > limit_bytes:
         raise TooLarge(
             f"{len(texts):,} ids take {size_bytes:,} bytes, and a message holds at most "

@@ -15,6 +15,7 @@ from worker_sdk.errors import (
     ProtocolError,
 )
 from worker_sdk.ids import new_uuid
+from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES as LIMIT
 from worker_sdk.messages import Enqueue
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ def test_calls_made_in_one_turn_share_a_message() -> None:
         (request,) = broker.requests
         assert [job.id for job in request.jobs] == [str(id) for id in ids]
 
-    with_broker(in_turn(OK), test)
+    with_broker(in_turn(OK), test, message_limit=LIMIT)
 
 
 def test_call_alone_goes_alone() -> None:
@@ -63,7 +64,7 @@ def test_shared_messages_are_bounded() -> None:
         sizes = [len(request.jobs) for request in broker.requests]
         assert sizes == [5, 5, 2, 1000, 1000, 500]
 
-    with_broker(in_turn(OK), test)
+    with_broker(in_turn(OK), test, message_limit=LIMIT)
 
 
 def refuse_bad(request: Any) -> Any:

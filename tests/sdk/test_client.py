@@ -21,6 +21,7 @@ from worker_sdk.errors import (
 )
 from worker_sdk.graph import JobSpec
 from worker_sdk.ids import new_id, new_uuid
+from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES as LIMIT
 from worker_sdk.messages import Enqueue
 
 PONG = {"op": "ok", "version": "1.0"}
@@ -256,7 +257,7 @@ def test_jobs_too_large_for_one_answer_are_asked_for_in_pieces(ask: Any) -> None
     ids = [new_id() for _ in range(40)]
     script = with_room_for(16, dict.fromkeys(ids, 1))
 
-    with ScriptedBroker(script) as broker, Client(broker.endpoint) as client:
+    with ScriptedBroker(script) as broker, Client(broker.endpoint, message_limit=LIMIT) as client:
         statuses = ask(client, ids)
 
         assert [str(status.id) for status in statuses] == ids
@@ -267,7 +268,9 @@ def test_few_large_jobs_do_not_make_all_pieces_small() -> None:
     ids = [new_id() for _ in range(1000)]
     sizes = dict.fromkeys(ids, 0) | {ids[0]: 16, ids[1]: 16}
 
-    with ScriptedBroker(with_room_for(16, sizes)) as broker, Client(broker.endpoint) as client:
+    script = with_room_for(16, sizes)
+
+    with ScriptedBroker(script) as broker, Client(broker.endpoint, message_limit=LIMIT) as client:
         assert len(client.status(ids)) == 1000
 
         assert len(broker.requests) < 50

@@ -15,6 +15,7 @@ from tests.simulation.world import World
 from worker_sdk import requests
 from worker_sdk.errors import JobNotExist, PointsmanError
 from worker_sdk.graph import Dependency, JobSpec
+from worker_sdk.limit import MessageLimit
 from worker_sdk.messages import Backoff, Enqueue, NewJob, Ok
 from worker_sdk.status import JobStatus
 
@@ -31,7 +32,7 @@ class Workload:
         self._dice = world.dice("workload")
         self._versions = 7 if self._dice.random() < 0.7 else 4
         self._made = 0
-        self._limit = plan.max_message
+        self._limit = MessageLimit(plan.max_message)
         # Every id that was ever used, and whole graphs, to be sent again.
         self.ids: list[UUID] = []
         self._graphs: list[list[JobSpec]] = []
@@ -195,12 +196,13 @@ class Workload:
         client.ask(requests.run(spec, timeout, self._limit, clock), self._ignore)
 
     def _status(self, client: SimClient, dice: random.Random) -> None:
-        steps = requests.status(self._some(dice, 10), args=dice.random() < 0.3)
+        steps = requests.status(self._some(dice, 10), dice.random() < 0.3, self._limit)
         client.ask(steps, self._sees())
 
     def _wait(self, client: SimClient, dice: random.Random) -> None:
         timeout = dice.choice((0.0, 0.5, 10.0))
-        client.ask(requests.wait(self._some(dice, 5), timeout, self._clock), self._sees())
+        steps = requests.wait(self._some(dice, 5), timeout, self._limit, self._clock)
+        client.ask(steps, self._sees())
 
     def _cancel(self, client: SimClient, dice: random.Random) -> None:
         def done(value: Any) -> None:

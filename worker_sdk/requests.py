@@ -4,6 +4,7 @@ A method is a generator: it yields requests, is sent what their answers say, and
 method's value. Both clients carry out the same generators; only how a request travels is theirs.
 """
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypedDict, TypeVar, cast
@@ -13,7 +14,14 @@ from msgspec import UNSET, Raw, UnsetType
 
 from worker_sdk import status as job_status
 from worker_sdk.encoding import ENVELOPE_BYTES, as_list, decode_value
-from worker_sdk.errors import JobNotExist, PointsmanError, ProtocolError, TooLarge, WaitTimeout
+from worker_sdk.errors import (
+    InvalidRequest,
+    JobNotExist,
+    PointsmanError,
+    ProtocolError,
+    TooLarge,
+    WaitTimeout,
+)
 from worker_sdk.exchange import Call
 from worker_sdk.graph import (
     AnyJob,
@@ -178,7 +186,7 @@ def run(
     spec: JobSpec, timeout: Duration | None, limit: MessageLimit, clock: Callable[[], float]
 ) -> Steps[Any]:
     """Enqueue one job and wait for its result, in one round trip if it ends soon."""
-    end = _end(timeout, clock)
+    end = _end(timeout, clock, "wait_timeout")
     encoded = yield from _encode_one(spec, limit)
     hold_s = _hold(end, clock)
     message = enqueue_message(as_list([encoded]), hold_s)
@@ -276,8 +284,10 @@ def _in_pieces(
     return infos
 
 
-def _end(timeout: Duration | None, clock: Callable[[], float]) -> float | None:
-    return None if timeout is None else clock() + seconds(timeout)
+def _end(
+    timeout: Duration | None, clock: Callable[[], float], name: str = "timeout"
+) -> float | None:
+    return None if timeout is None else clock() + seconds(timeout, name)
 
 
 def _hold(end: float | None, clock: Callable[[], float]) -> float:
@@ -387,9 +397,15 @@ def delete(ids: AnyId | Iterable[AnyId], limit: MessageLimit) -> Steps[list[UUID
 # ---- parts -----------------------------------------------------------------------------------
 
 
-def seconds(duration: Duration) -> float:
-    """A duration as seconds."""
-    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+def seconds(duration: Duration, name: str) -> float:
+    """A duration as seconds; InvalidRequest if it is none."""
+    try:
+        found = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if math.isnan(found):
+        raise InvalidRequest(f"{name} is a number of seconds or a timedelta, not {duration!r}")
+    return found
 
 
 def _unix_s(at: datetime | None, name: str) -> float | None:

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
+from threading import TIMEOUT_MAX
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +38,7 @@ from worker_sdk.errors import (
 from worker_sdk.handlers import unicode_only
 from worker_sdk.ids import AnyId, as_text
 from worker_sdk.job import Job
+from worker_sdk.keeper import ANSWER_S, LINGER_S, is_gone, keep
 from worker_sdk.keys import AnyPath, chosen_keys
 from worker_sdk.messages import (
     DEFAULT_CHANNEL,
@@ -47,13 +49,15 @@ from worker_sdk.messages import (
     Jobs,
     Ok,
 )
+from worker_sdk.requests import seconds
 from worker_sdk.rest import Rest
 from worker_sdk.worker import checked_channels, default_name
 
-ANSWER_S = 5.0
-"""How long a broker that is there may take to answer where nothing depends on the answer."""
 CONNECT_S = 1.0
-"""How long a session at its start waits for its broker, be the time-out shorter."""
+"""How long a session that was just made waits for its broker even without any time-out.
+
+As long may a broker that is there take to hear of a wish whose time is over.
+"""
 
 
 class SessionJob(Job):
@@ -137,6 +141,7 @@ class WorkerSession:
         # Set by `close` at its start, and once it has said bye, answered or not.
         self._is_closed = False
         self._is_over = False
+        self._connected_by = monotonic() + CONNECT_S
         # Where the background thread rests, and until when.
         self._rest = Rest(self._dealer.descriptors)
         self._resting_until = 0.0
@@ -144,7 +149,7 @@ class WorkerSession:
             self, f"WorkerSession of {self.endpoint}", partial(_call, self._rest)
         )
         self._thread = threading.Thread(
-            target=_keep,
+            target=keep,
             args=(weakref.ref(self), self._agent, self._dealer, self._rest),
             name="pointsman-session",
             daemon=True,
@@ -162,8 +167,11 @@ class WorkerSession:
         something, runs elsewhere or has ended, `JobCanceled`, or `JobNotExist`. Raises
         `ClientClosed` on a session that was closed before, and what the broker says if it refuses
         this worker for good.
+
+        A `timeout` of 0 takes what is ready; only a session that was just made is given a second
+        then to find its broker.
         """
-        deadline = None if timeout is None else monotonic() + timeout
+        deadline = _deadline(timeout)
         with self._lock:
             self._check_usable()
             if id is not None:
@@ -189,7 +197,7 @@ class WorkerSession:
             self._agent.leave(monotonic())
             self._exchange()
             deadline = monotonic() + ANSWER_S
-            while not _is_gone(self._agent) and (left_s := deadline - monotonic()) > 0:
+            while not is_gone(self._agent) and (left_s := deadline - monotonic()) > 0:
                 self._news.wait(left_s)
             self._is_over = True
             for job in self._jobs.values():
@@ -200,7 +208,7 @@ class WorkerSession:
         self._thread.join()
         with self._lock:
             self._rest.close()
-            self._dealer.close(linger_s=0.5)
+            self._dealer.close(LINGER_S)
 
     def __enter__(self) -> Self:
         return self
@@ -217,8 +225,8 @@ class WorkerSession:
 
     def _await_job(self, deadline: float | None) -> SessionJob | None:
         if deadline is not None:
-            # The broker must have heard of the wish before its time can be over.
-            self._await_answer(max(deadline, monotonic() + CONNECT_S))
+            # The broker must have heard of the wish before its time can be over, if there is one.
+            self._await_answer(self._hearing_deadline(deadline))
         while True:
             self._wait_for(lambda: self._is_closed or bool(self._agent.ready), deadline)
             if self._is_closed:
@@ -236,6 +244,12 @@ class WorkerSession:
             finally:
                 self._giving_up -= 1
         return self._take()
+
+    def _hearing_deadline(self, deadline: float) -> float:
+        now = monotonic()
+        if self._agent.link is Link.WELCOMED:
+            return max(deadline, now + CONNECT_S)
+        return deadline if deadline > now else self._connected_by
 
     def _await_answer(self, deadline: float) -> None:
         """Tell the broker the credit, and wait for its answer, or a job if one comes first."""
@@ -285,7 +299,7 @@ class WorkerSession:
         timeout_s: float | None,
     ) -> None:
         """Deliver the outcome of one of this session's jobs; for `SessionJob`."""
-        deadline = None if timeout_s is None else monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
         with self._lock:
             self._check_usable()
             limit_bytes = self._agent.message_limit_bytes
@@ -326,7 +340,7 @@ class WorkerSession:
 
     # ---- the connection ------------------------------------------------------------------------
 
-    def _tend(self) -> float | None:
+    def tend(self) -> float | None:
         """Do what is due, in the background; for how long nothing is. None: it is all over."""
         with self._lock:
             if self._is_over:
@@ -371,7 +385,7 @@ class WorkerSession:
             left_s = None if deadline is None else deadline - monotonic()
             if left_s is not None and left_s <= 0:
                 return
-            self._news.wait(left_s)
+            self._news.wait(None if left_s is None else min(left_s, TIMEOUT_MAX))
 
     def _await_reply(
         self, key: bytes, deadline: float | None, *, or_job: bool = False
@@ -421,45 +435,20 @@ class WorkerSession:
 
     def wait_stopped(self, job: Job, timeout_s: float | None) -> bool:
         """Wait until the job is stopped from outside; whether it is."""
+        left_s = None if timeout_s is None else min(seconds(timeout_s, "timeout"), TIMEOUT_MAX)
         with self._lock:
-            self._news.wait_for(lambda: job.canceled or self._is_closed, timeout_s)
+            self._news.wait_for(lambda: job.canceled or self._is_closed, left_s)
         return job.canceled
 
 
-def _keep(
-    session_ref: weakref.ref[WorkerSession], agent: Agent, dealer: Dealer, rest: Rest
-) -> None:
-    """Keep a session's connection while nobody else uses it: the body of the background thread.
-
-    At rest it does not hold the session, so that one that is dropped without `close` is missed:
-    then this hands back what is held, and leaves.
-    """
-    while (session := session_ref()) is not None:
-        until_s = session._tend()
-        del session
-        if until_s is None:
-            return
-        dealer.woken_by(rest.rest(watching=True, until_s=until_s))
-    agent.leave(monotonic())
-    deadline = monotonic() + ANSWER_S
-    while True:
-        dealer.exchange(monotonic())
-        until = min(deadline, dealer.next_due())
-        if _is_gone(agent) or deadline <= monotonic():
-            break
-        dealer.woken_by(rest.rest(watching=True, until_s=until - monotonic()))
-    rest.close()
-    dealer.close(linger_s=0.5)
+def _deadline(timeout: float | None) -> float | None:
+    """When a time-out that begins now is over."""
+    return None if timeout is None else monotonic() + seconds(timeout, "timeout")
 
 
 def _call(rest: Rest) -> bool:
     rest.call()
     return True
-
-
-def _is_gone(agent: Agent) -> bool:
-    """Whether there is nobody any more to say bye to."""
-    return agent.link in (Link.LEFT, Link.AWAY) or agent.fault is not None
 
 
 def why_not_held(job: SessionJob) -> PointsmanError:

@@ -12,6 +12,7 @@ from worker_sdk.errors import (
     BrokerBusy,
     BrokerUnreachable,
     ClientClosed,
+    InvalidRequest,
     JobCanceled,
     JobConflict,
     JobFailed,
@@ -283,6 +284,16 @@ def test_job_that_is_too_large_by_itself_is_said_so() -> None:
     with ScriptedBroker(script) as broker, Client(broker.endpoint) as client:
         with pytest.raises(TooLarge, match="ask for less"):
             client.wait(ids)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), "soon", [1]])
+def test_timeout_that_is_no_number_is_named(wrong: Any) -> None:
+    with Client("tcp://127.0.0.1:9") as client:
+        for wait in (client.wait, client.result):
+            with pytest.raises(InvalidRequest, match=r"^timeout is a number of seconds"):
+                wait(new_uuid(), timeout=wrong)
+        with pytest.raises(InvalidRequest, match=r"^wait_timeout is a number of seconds"):
+            client.run("a", wait_timeout=wrong)
 
 
 def test_failed_job_raises_what_it_said() -> None:

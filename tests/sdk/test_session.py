@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from tests.sdk.scripted_broker import ScriptedBroker
 from worker_sdk import (
     Client,
     ClientClosed,
+    InvalidRequest,
     JobCanceled,
     JobFailed,
     JobNotExist,
@@ -294,9 +296,45 @@ def test_args_that_cannot_be_read_are_an_error_of_that_job_alone() -> None:
             _ = job.args
 
 
-def test_no_broker_means_no_job() -> None:
+def test_no_broker_means_no_job_within_the_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker_sdk.session.CONNECT_S", 60.0)  # what a new session has besides
+
     with WorkerSession(["t"], "tcp://127.0.0.1:9") as session:
         assert session.dequeue(timeout=0.05) is None
+
+
+def test_session_made_a_while_ago_looks_for_no_broker_beyond_its_time_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker_sdk.session.CONNECT_S", 0.0)
+
+    with WorkerSession(["t"], "tcp://127.0.0.1:9") as session:
+        monkeypatch.setattr("worker_sdk.session.CONNECT_S", 60.0)
+        assert session.dequeue(timeout=0) is None
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), "soon"])
+def test_timeout_that_is_no_number_is_named(
+    session: WorkerSession, client: Client, wrong: Any
+) -> None:
+    client.enqueue("t")
+    job = take(session)
+
+    fail = partial(job.fail, "error")
+    waits: list[Callable[..., Any]] = [session.dequeue, job.finish, fail, job.wait_canceled]
+    for wait in waits:
+        with pytest.raises(InvalidRequest, match=f"timeout is a number of seconds .* {wrong!r}"):
+            wait(timeout=wrong)
+
+    job.finish()
+
+
+def test_timeout_without_end_is_none(session: WorkerSession, client: Client) -> None:
+    client.enqueue("t")
+    job = session.dequeue(timeout=float("inf"))
+
+    assert job is not None
+    job.finish(timeout=float("inf"))
 
 
 def test_a_broker_that_refuses_the_session_is_an_error() -> None:

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
-from worker_sdk.ids import as_uuid
+import msgspec
+
 from worker_sdk.messages import Error
 
 
@@ -177,7 +178,7 @@ def _readable(ids: Iterable[Any]) -> tuple[UUID, ...]:
     found = []
     for id in ids:
         try:
-            found.append(as_uuid(id))
-        except ValueError:
+            found.append(msgspec.convert(id, UUID))
+        except msgspec.ValidationError:
             continue
     return tuple(found)

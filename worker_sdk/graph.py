@@ -129,7 +129,7 @@ def as_spec(job: AnyJob) -> JobSpec:
         return job
     if isinstance(job, Mapping):
         return JobSpec(**job)
-    raise TypeError(f"{job!r} is not a job: expected a JobSpec or a mapping with its keys")
+    raise InvalidRequest(f"{job!r} is not a job: expected a JobSpec or a mapping with its keys")
 
 
 class Batch(Struct):

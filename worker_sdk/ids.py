@@ -11,6 +11,8 @@ from uuid import UUID, SafeUUID
 
 import msgspec
 
+from worker_sdk.errors import InvalidRequest
+
 AnyId = UUID | str
 """An id as the public API takes it."""
 
@@ -99,21 +101,23 @@ def new_id() -> str:
 
 
 def as_uuid(id: AnyId) -> UUID:
-    """The id as a UUID; ValueError naming it if it is none."""
+    """The id as a UUID; InvalidRequest naming it if it is none."""
     if type(id) is UUID:
         return id
     if isinstance(id, str):
         try:
             return msgspec.convert(id, UUID)
         except msgspec.ValidationError:
-            raise ValueError(f"{id!r} is not a job id: an id is a UUID") from None
+            raise InvalidRequest(f"{id!r} is not a job id: an id is a UUID") from None
     if isinstance(id, UUID):
         return id
-    raise TypeError(f"{id!r} is not a job id: expected a UUID or its text, not {type(id).__name__}")
+    raise InvalidRequest(
+        f"{id!r} is not a job id: expected a UUID or its text, not {type(id).__name__}"
+    )
 
 
 def as_text(id: AnyId) -> str:
-    """The id in the wire's form (lower case, with hyphens); ValueError naming it if it is none."""
+    """The id in the wire's form (lower case, with hyphens); InvalidRequest as of `as_uuid`."""
     text: str = _plain(as_uuid(id))
     return text
 

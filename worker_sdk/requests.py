@@ -411,8 +411,10 @@ def seconds(duration: Duration, name: str) -> float:
 def _unix_s(at: datetime | None, name: str) -> float | None:
     if at is None:
         return None
+    if not isinstance(at, datetime):
+        raise InvalidRequest(f"{name}={at!r} is not a time: give an aware datetime")
     if at.tzinfo is None:
-        raise ValueError(f"{name}={at!r} has no time zone: give an aware datetime")
+        raise InvalidRequest(f"{name}={at!r} has no time zone: give an aware datetime")
     return at.timestamp()
 
 
@@ -421,7 +423,12 @@ def _is_one(ids: AnyId | Iterable[AnyId]) -> bool:
 
 
 def _many(ids: AnyId | Iterable[AnyId]) -> list[AnyId]:
-    return [ids] if isinstance(ids, str | UUID) else list(ids)
+    try:
+        return [ids] if isinstance(ids, str | UUID) else list(ids)
+    except TypeError:
+        raise InvalidRequest(
+            f"{ids!r} is neither a job id nor several: expected a UUID, its text or a list of them"
+        ) from None
 
 
 def _as_asked(ids: AnyId | Iterable[AnyId], infos: list[JobInfo]) -> JobStatus | list[JobStatus]:

@@ -389,8 +389,28 @@ def test_retry_of_more_jobs_than_an_answer_can_name_is_done() -> None:
 
 
 def test_times_without_a_zone_are_refused() -> None:
-    with Client() as client, pytest.raises(ValueError, match="has no time zone"):
+    with Client() as client, pytest.raises(InvalidRequest, match="has no time zone"):
         client.list(since=datetime(2030, 1, 1))
+
+
+def test_what_is_no_time_is_named() -> None:
+    with Client() as client, pytest.raises(InvalidRequest, match="until='2030' is not a time"):
+        client.list(until="2030")  # type: ignore[arg-type]
+
+
+def test_what_is_no_id_is_an_invalid_request() -> None:
+    with Client() as client:
+        for ask in (client.status, client.wait, client.result, client.cancel, client.delete):
+            with pytest.raises(InvalidRequest, match="'abc' is not a job id"):
+                ask("abc")
+        with pytest.raises(InvalidRequest, match="5 is neither a job id nor several"):
+            client.retry(5)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="'abc' is not a job id"):
+            client.enqueue("a", id="abc")
+        with pytest.raises(InvalidRequest, match="'abc' is not a job id"):
+            client.enqueue("a", dependencies=["abc"])
+        with pytest.raises(InvalidRequest, match="5 is not a job"):
+            client.enqueue_many([5])  # type: ignore[list-item]
 
 
 def test_pages_follow_each_other() -> None:

@@ -7,6 +7,7 @@ from uuid import RFC_4122, UUID, uuid4
 
 import pytest
 
+from worker_sdk.errors import InvalidRequest
 from worker_sdk.ids import IdMaker, as_text, as_uuid, new_id, new_uuid
 
 MS = 1_000_000
@@ -102,10 +103,10 @@ def test_id_is_taken_as_uuid_or_text_in_any_case() -> None:
 
 @pytest.mark.parametrize("wrong", ["", "42", "not-an-id", "0" * 33, "0-" + "0" * 35])
 def test_what_is_no_id_is_named(wrong: str) -> None:
-    with pytest.raises(ValueError, match=f"'{wrong}' is not a job id"):
+    with pytest.raises(InvalidRequest, match=f"'{wrong}' is not a job id"):
         as_text(wrong)
 
 
 def test_other_types_are_named() -> None:
-    with pytest.raises(TypeError, match="expected a UUID or its text, not int"):
+    with pytest.raises(InvalidRequest, match="expected a UUID or its text, not int"):
         as_text(42)  # type: ignore[arg-type]

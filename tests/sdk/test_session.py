@@ -86,6 +86,9 @@ def test_a_job_is_taken_and_finished(session: WorkerSession, client: Client) -> 
     assert following.id == second
     assert following.dependencies == (first,)
     assert following.inputs[first] == {"y": 2}
+    assert "zz" not in following.inputs
+    with pytest.raises(InvalidRequest, match="'zz' is not a job id"):
+        following.inputs["zz"]
 
 
 def test_a_job_that_fails_is_tried_again_unless_told_otherwise(

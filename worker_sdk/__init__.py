@@ -29,7 +29,7 @@ from worker_sdk.job import Job, JobRejected
 from worker_sdk.keys import KeyFileError
 from worker_sdk.messages import Backoff
 from worker_sdk.requests import JobOptions, Page
-from worker_sdk.session import WorkerSession
+from worker_sdk.session import SessionJob, WorkerSession
 from worker_sdk.status import JobStatus
 from worker_sdk.worker import Worker
 
@@ -61,6 +61,7 @@ __all__ = [
     "Page",
     "PointsmanError",
     "ProtocolError",
+    "SessionJob",
     "TooLarge",
     "Unsupported",
     "WaitTimeout",

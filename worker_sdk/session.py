@@ -61,7 +61,7 @@ As long may a broker that is there take to hear of a wish whose time is over.
 
 
 class SessionJob(Job):
-    """A job that a session holds: to be ended by `finish` or `fail`."""
+    """A job that `WorkerSession.dequeue` gave: a Job, to be ended by `finish` or `fail`."""
 
     __slots__ = ("_session",)
 

@@ -27,13 +27,13 @@ from worker_sdk import (
     JobStatus,
     NotEncodable,
     ProtocolError,
+    SessionJob,
     TooLarge,
     WaitTimeout,
     WorkerSession,
 )
 from worker_sdk.errors import Denied
 from worker_sdk.ids import new_uuid
-from worker_sdk.session import SessionJob
 
 pytest_plugins = ["worker_sdk.testing"]
 

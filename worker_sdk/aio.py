@@ -78,7 +78,7 @@ class AsyncClient:
         It is safely with the broker when this returns. Enqueuing the same content with the same
         ``id`` again changes nothing; JobConflict if the content differs.
         """
-        spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
+        spec = JobSpec(type, args, **options)
         encoded = spec.encoded()
         enqueued = self._running_loop().create_future()
         self._sharing.gather(NewJob(spec, encoded, enqueued))
@@ -104,7 +104,7 @@ class AsyncClient:
         **options: Unpack[JobOptions],
     ) -> Any:
         """Enqueue a job and return its result. Raises what ``result`` raises."""
-        spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
+        spec = JobSpec(type, args, **options)
         clock = self._running_loop().time
         return await self._carry_out(requests.run(spec, wait_timeout, self._limit, clock))
 

@@ -83,7 +83,7 @@ class Client:
         It is safely with the broker when this returns. Enqueuing the same content with the same
         ``id`` again changes nothing; JobConflict if the content differs.
         """
-        spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
+        spec = JobSpec(type, args, **options)
         return self._carry_out(requests.enqueue(spec, self._pool.limit))
 
     def enqueue_many(self, jobs: Iterable[AnyJob]) -> builtins.list[UUID]:
@@ -103,7 +103,7 @@ class Client:
         **options: Unpack[JobOptions],
     ) -> Any:
         """Enqueue a job and return its result. Raises what ``result`` raises."""
-        spec = JobSpec(type, args, **options)  # type: ignore[arg-type]
+        spec = JobSpec(type, args, **options)
         return self._carry_out(requests.run(spec, wait_timeout, self._pool.limit, time.monotonic))
 
     # ---- ask ---------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from worker_sdk.errors import DependencyCycle, NotEncodable, TooLarge
+from worker_sdk.errors import DependencyCycle, InvalidRequest, NotEncodable, TooLarge
 from worker_sdk.graph import _SMALLEST_JOB_BYTES, Batch, Dependency, JobSpec, as_spec, plan
 from worker_sdk.ids import new_uuid
 from worker_sdk.messages import Backoff, NewJob
@@ -92,9 +92,35 @@ def test_dependencies_named_twice_count_once() -> None:
     ]
 
 
-def test_single_id_in_place_of_a_list_is_refused() -> None:
-    with pytest.raises(TypeError, match="must be a list of ids"):
-        JobSpec("a", dependencies=str(new_uuid()))
+@pytest.mark.parametrize("make", [list, tuple, set, iter])
+def test_dependencies_come_in_any_iterable(make: Callable[[list[UUID]], Iterable[UUID]]) -> None:
+    ids = [new_uuid()]
+
+    assert JobSpec("a", dependencies=make(ids)).dependencies == tuple(ids)
+    assert JobSpec("a", dependencies=make([])).dependencies == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "abc", str(UUID(int=7)), b"", UUID(int=7), JobSpec("b"), {}, {"id": 1}, 0, 5, False],
+)
+def test_what_is_no_list_of_dependencies_is_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidRequest, match="dependencies must be a list of ids, not"):
+        JobSpec("a", dependencies=wrong)
+
+
+def test_id_is_given_as_uuid_or_text_or_made() -> None:
+    id = new_uuid()
+
+    assert JobSpec("a", id=id).id == JobSpec("a", id=str(id)).id == id
+    assert JobSpec("a", id=None).id != JobSpec("a").id
+
+
+def test_dependency_is_a_value() -> None:
+    spec = JobSpec("a")
+
+    assert Dependency(spec) == Dependency(spec.id) == Dependency(str(spec.id), "finished")
+    assert len({Dependency(spec), Dependency(str(spec.id)), Dependency(spec, "ended")}) == 2
 
 
 def test_dependency_that_is_no_id_is_named() -> None:

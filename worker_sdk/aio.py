@@ -18,7 +18,12 @@ from uuid import UUID
 import zmq
 
 from worker_sdk import requests
-from worker_sdk.connection import MonitoredSocket, chosen_endpoint, close_when_dropped
+from worker_sdk.connection import (
+    MonitoredSocket,
+    checked_timeout,
+    chosen_endpoint,
+    close_when_dropped,
+)
 from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
 from worker_sdk.frames import NOBLOCK, receive_frames, send_frames
@@ -56,9 +61,9 @@ class AsyncClient:
     ) -> None:
         self.endpoint = chosen_endpoint(endpoint)
         self._keys = chosen_keys(key, broker_key)
-        self.timeout = timeout
+        self.timeout = checked_timeout(timeout)
         self.message_limit = message_limit
-        self._exchange = Exchange(self.endpoint, timeout)
+        self._exchange = Exchange(self.endpoint, self.timeout)
         self._limit = MessageLimit(message_limit)
         self._sharing = Sharing(self._exchange, self._limit)
         self._turn_is_coming = False

@@ -16,7 +16,12 @@ from uuid import UUID
 import zmq
 
 from worker_sdk import requests
-from worker_sdk.connection import MonitoredSocket, chosen_endpoint, close_when_dropped
+from worker_sdk.connection import (
+    MonitoredSocket,
+    checked_timeout,
+    chosen_endpoint,
+    close_when_dropped,
+)
 from worker_sdk.errors import ClientClosed, PointsmanError
 from worker_sdk.exchange import Call, Exchange
 from worker_sdk.frames import receive_frames, send_frames
@@ -66,7 +71,7 @@ class Client:
     ) -> None:
         self.endpoint = chosen_endpoint(endpoint)
         self._keys = chosen_keys(key, broker_key)
-        self.timeout = timeout
+        self.timeout = checked_timeout(timeout)
         self.message_limit = message_limit
         self._start_anew()
         _clients.add(self)

@@ -1,6 +1,7 @@
 """The ZeroMQ sockets of the clients, with the options that both need, and their end."""
 
 import os
+import re
 import warnings
 import weakref
 from collections.abc import Callable
@@ -9,11 +10,15 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from worker_sdk.errors import Denied
+from worker_sdk.errors import Denied, InvalidRequest
 from worker_sdk.keys import Keys
 from worker_sdk.messages import DEFAULT_ENDPOINT
 
 ENDPOINT_VARIABLE = "POINTSMAN_BROKER"
+
+LONGEST_IPC_PATH_BYTES = 107
+"""What the kernel takes as the path of a socket."""
+_TCP = re.compile(r"tcp://[^\s*/]+:([0-9]{1,5})")
 
 REFUSALS = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 """What a socket's monitor tells when the broker does not let it in."""
@@ -21,8 +26,43 @@ _OTHER_MECHANISM = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 
 
 def chosen_endpoint(endpoint: str | None) -> str:
-    """The endpoint given, else the environment's, else the default one."""
-    return endpoint or os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT
+    """The endpoint given, else the environment's, else the default one.
+
+    InvalidRequest if it is none that can be connected to: libzmq finds that out late, or never.
+    """
+    source = ""
+    if endpoint is None or endpoint == "":
+        endpoint, source = os.environ.get(ENDPOINT_VARIABLE), f", as {ENDPOINT_VARIABLE} says,"
+    if endpoint is None or endpoint == "":
+        return DEFAULT_ENDPOINT
+    if not _can_be_connected_to(endpoint):
+        raise InvalidRequest(
+            f"{endpoint!r}{source} is not an endpoint to connect to: one is tcp://HOST:PORT, like "
+            f"{DEFAULT_ENDPOINT}, or ipc://PATH, of at most {LONGEST_IPC_PATH_BYTES} bytes"
+        )
+    return endpoint
+
+
+def _can_be_connected_to(endpoint: object) -> bool:
+    if not isinstance(endpoint, str):
+        return False
+    if tcp := _TCP.fullmatch(endpoint):
+        return 1 <= int(tcp[1]) <= 65_535
+    path = endpoint.removeprefix("ipc://")
+    size_bytes = len(path.encode(errors="surrogateescape"))
+    # A * has the system choose, which is for those who listen.
+    return (
+        path not in (endpoint, "*")
+        and "\0" not in path
+        and 0 < size_bytes <= LONGEST_IPC_PATH_BYTES
+    )
+
+
+def checked_timeout(timeout: object) -> float:
+    """A client's time-out; InvalidRequest if it is none."""
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:
+        raise InvalidRequest(f"timeout is a number of seconds above 0, not {timeout!r}")
+    return timeout
 
 
 def refusal(event: int, value: int, endpoint: str, keys: Keys | None) -> Denied | None:
@@ -80,7 +120,9 @@ class MonitoredSocket:
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise ValueError(f"{endpoint!r} is not an endpoint to connect to: {error}") from None
+            raise InvalidRequest(
+                f"{endpoint!r} is not an endpoint to connect to: {error}"
+            ) from None
 
     def was_disconnected(self) -> bool:
         """Whether the connection broke since this was last asked."""

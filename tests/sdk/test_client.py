@@ -1,12 +1,16 @@
 import os
+import re
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.sdk.scripted_broker import Script, ScriptedBroker, in_turn
+from worker_sdk.aio import AsyncClient
 from worker_sdk.client import Client
 from worker_sdk.errors import (
     BrokerBusy,
@@ -24,6 +28,7 @@ from worker_sdk.graph import JobSpec
 from worker_sdk.ids import new_id, new_uuid
 from worker_sdk.messages import DEFAULT_MESSAGE_LIMIT_BYTES as LIMIT
 from worker_sdk.messages import Enqueue
+from worker_sdk.session import WorkerSession
 
 PONG = {"op": "ok", "version": "1.0"}
 
@@ -198,9 +203,54 @@ def test_endpoint_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     assert Client("tcp://127.0.0.1:1").endpoint == "tcp://127.0.0.1:1"
 
 
-def test_impossible_endpoint_is_named() -> None:
-    with Client("nonsense") as client, pytest.raises(ValueError, match="'nonsense'"):
-        client.ping()
+MAKERS: list[Callable[..., Any]] = [Client, AsyncClient, partial(WorkerSession, ["t"])]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "nonsense",
+        "127.0.0.1:5570",
+        "tcp://127.0.0.1",
+        "tcp://*:5570",
+        "tcp://:5570",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:65536",
+        "tcp://127.0.0.1:5570 ",
+        "udp://127.0.0.1:5570",
+        "inproc://here",
+        "ipc://",
+        "ipc://*",
+        "ipc:///tmp/" + "x" * 103,
+        5,
+        b"tcp://127.0.0.1:5570",
+    ],
+)
+def test_impossible_endpoint_is_named_at_once(make: Any, wrong: Any) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^{re.escape(repr(wrong))} is not an endpoint"):
+        make(wrong)
+
+
+def test_impossible_endpoint_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POINTSMAN_BROKER", "nonsense")
+
+    with pytest.raises(InvalidRequest, match="'nonsense', as POINTSMAN_BROKER says, is not"):
+        Client()
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://broker.example:5570", "tcp://[::1]:1", "ipc://here", "ipc://@abstract"]
+)
+def test_possible_endpoint_is_taken(endpoint: str) -> None:
+    assert Client(endpoint).endpoint == endpoint
+
+
+@pytest.mark.parametrize("make", [Client, AsyncClient])
+@pytest.mark.parametrize("wrong", [None, 0, -1, float("nan"), "10", True])
+def test_impossible_timeout_is_named_at_once(make: Any, wrong: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"timeout is a number .* above 0, not {wrong!r}"):
+        make(timeout=wrong)
 
 
 # ---- waiting ---------------------------------------------------------------------------------

@@ -88,6 +88,9 @@ class LocalBroker:
         finally:
             close()
 
+    def __repr__(self) -> str:
+        return f"<LocalBroker at {', '.join(self.endpoints) or 'no endpoint: it is not running'}>"
+
     def __enter__(self) -> Self:
         return self.start()
 

@@ -49,7 +49,7 @@ def _can_be_connected_to(endpoint: object) -> bool:
     if tcp := _TCP.fullmatch(endpoint):
         return 1 <= int(tcp[1]) <= 65_535
     path = endpoint.removeprefix("ipc://")
-    size_bytes = len(path.encode(errors="surrogateescape"))
+    size_bytes = len(path.encode(errors="surrogatepass"))
     # A * has the system choose, which is for those who listen.
     return (
         path not in (endpoint, "*")

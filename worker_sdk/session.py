@@ -221,6 +221,10 @@ class WorkerSession:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        closed = ", closed" if self._is_closed else ""
+        return f"<WorkerSession of {self.endpoint} for {', '.join(self._agent.types)}{closed}>"
+
     # ---- taking --------------------------------------------------------------------------------
 
     def _await_job(self, deadline: float | None) -> SessionJob | None:

@@ -266,6 +266,11 @@ class Worker:
     ) -> None:
         self.stop()
 
+    def __repr__(self) -> str:
+        endpoint = self.endpoint or "the broker that its environment names"
+        types = ", ".join(self._handlers) or "nothing"
+        return f"<Worker of {endpoint} for {types}{', running' if self.is_running else ''}>"
+
     @property
     def is_running(self) -> bool:
         """Whether the worker was started and not stopped since."""

@@ -425,6 +425,13 @@ def drop(garbage: list[Any]) -> None:
     gc.collect()
 
 
+def test_a_session_shows_what_it_takes_from_where() -> None:
+    with WorkerSession(["resize", "fetch"], "tcp://127.0.0.1:9") as session:
+        assert repr(session) == "<WorkerSession of tcp://127.0.0.1:9 for resize, fetch>"
+
+    assert repr(session) == "<WorkerSession of tcp://127.0.0.1:9 for resize, fetch, closed>"
+
+
 def test_a_session_is_of_no_use_in_a_forked_process(session: WorkerSession) -> None:
     session._pid = os.getpid() + 1  # as it is in a child
     with pytest.raises(RuntimeError, match="forked"):

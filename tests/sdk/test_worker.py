@@ -771,3 +771,13 @@ def test_run_raises_what_the_broker_refuses_the_worker_with(
         worker.run()
 
     assert not isinstance(refused.value, Unsupported)
+
+
+def test_a_worker_shows_what_it_runs_from_where() -> None:
+    worker = Worker("tcp://127.0.0.1:9", grace=0)
+    assert repr(worker) == "<Worker of tcp://127.0.0.1:9 for nothing>"
+    assert repr(Worker()) == "<Worker of the broker that its environment names for nothing>"
+
+    worker.add("resize", lambda job: None)
+    with worker:
+        assert repr(worker) == "<Worker of tcp://127.0.0.1:9 for resize, running>"

@@ -284,7 +284,11 @@ class AsyncClient:
         if self._loop is not None:
             raise RuntimeError(f"{self!r} belongs to another event loop: make one for each loop")
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._monitored = MonitoredSocket(context, zmq.DEALER, self.endpoint, self._keys)
+        try:
+            self._monitored = MonitoredSocket(context, zmq.DEALER, self.endpoint, self._keys)
+        except BaseException:
+            context.destroy(linger=0)
+            raise
         self._connection = _Connection(loop, context, self._monitored)
         self._loop = loop
         self._last_call = close_when_dropped(

@@ -393,7 +393,7 @@ class _Pool:
 
     def _leave_if_unused(self) -> None:
         if self.is_closed and not self._open and self._context is not None:
-            self._context.term()
+            self._context.destroy(linger=0)  # an error's traceback may still hold a socket
             self._context = None
 
 

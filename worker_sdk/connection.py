@@ -1,5 +1,6 @@
 """The ZeroMQ sockets of the clients, with the options that both need, and their end."""
 
+import itertools
 import os
 import re
 import warnings
@@ -82,6 +83,9 @@ def refusal(event: int, value: int, endpoint: str, keys: Keys | None) -> Denied 
     return None
 
 
+_numbers = itertools.count()
+
+
 class MonitoredSocket:
     """A socket connected to the broker that tells when its connection breaks."""
 
@@ -113,8 +117,9 @@ class MonitoredSocket:
             self.socket.setsockopt(zmq.REQ_CORRELATE, 1)
         if keys is not None:
             keys.put_on(self.socket)
+        # A name that no other ever had: libzmq takes its time to give up that of a closed one.
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
-            zmq.EVENT_DISCONNECTED | REFUSALS, f"inproc://monitor-{id(self)}"
+            zmq.EVENT_DISCONNECTED | REFUSALS, f"inproc://monitor-{next(_numbers)}"
         )
         try:
             self.socket.connect(endpoint)

@@ -1,15 +1,18 @@
 """What becomes of connections that nobody closes."""
 
 import asyncio
+import errno
 import gc
 import os
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+import zmq
 
 from tests.sdk.scripted_broker import ScriptedBroker, in_turn
 from worker_sdk import AsyncClient, Client
+from worker_sdk.connection import MonitoredSocket
 
 PONG = {"op": "ok", "version": "1.0"}
 
@@ -64,6 +67,41 @@ def test_client_that_a_forked_child_drops_stays_its_parents() -> None:
         assert os.waitpid(child, 0)[1] == 0
         assert held[0].ping() == "1.0"
         held[0].close()
+
+
+def test_connections_can_follow_each_other_at_once() -> None:
+    with zmq.Context() as context:
+        for _ in range(200):
+            MonitoredSocket(context, zmq.REQ, "tcp://127.0.0.1:9").close()
+
+
+def refuse_monitors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the system run out of descriptors after a connection's first socket."""
+
+    def refuse(*_: object) -> None:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    monkeypatch.setattr(zmq.Socket, "get_monitor_socket", refuse)
+
+
+def test_client_that_could_not_connect_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_monitors(monkeypatch)
+
+    with pytest.raises(zmq.ZMQError, match="Too many open files"), Client() as client:
+        client.ping()
+
+
+def test_asynchronous_client_that_could_not_connect_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refuse_monitors(monkeypatch)
+
+    with pytest.raises(zmq.ZMQError, match="Too many open files") as caught:
+        asyncio.run(AsyncClient().ping())
+
+    caught.value.itself = caught  # type: ignore[attr-defined]
+    del caught
+    gc.collect()
 
 
 def test_asynchronous_client_that_outlives_its_loop_closes_its_connection_with_a_warning() -> None:

@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,11 +58,16 @@ def modules() -> Iterator[tuple[str, Path]]:
 MODULES = dict(modules())
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(name: str) -> Iterator[str]:
     """Every module that module ``name`` imports, anywhere in its text, but for typing only."""
     path = MODULES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in runtime_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in runtime_nodes(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -131,7 +137,7 @@ def test_imports_run_one_way(name: str) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_no_module_imports_another_layers_insides(name: str) -> None:
     """A name with an underscore in front is its module's own business."""
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    tree = tree_of(MODULES[name])
     private = {
         alias.name
         for node in ast.walk(tree)
@@ -158,7 +164,7 @@ def test_file_has_one_subject(name: str) -> None:
 def test_nothing_that_arrives_is_executed_or_unpickled(name: str) -> None:
     forbidden = {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
 
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    tree = tree_of(MODULES[name])
     calls = {
         node.func.id
         for node in ast.walk(tree)

@@ -70,6 +70,16 @@ def checked_name(what: str, name: object) -> str:
     return name
 
 
+def checked_names(what: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The job types or channels of a worker, each once; an error naming one that cannot be."""
+    if isinstance(names, str):
+        raise TypeError(f"{what}s are a list of names, not the text {names!r}")
+    checked = tuple([checked_name(f"a {what}", name) for name in dict.fromkeys(names)])
+    if not checked:
+        raise ValueError(f"a worker needs at least one {what}")
+    return checked
+
+
 def is_count(value: object) -> bool:
     """Whether this is a whole number from 1 on; True is none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -35,7 +35,7 @@ from worker_sdk.errors import (
     WaitTimeout,
     from_wire,
 )
-from worker_sdk.handlers import unicode_only
+from worker_sdk.handlers import checked_name, checked_names, unicode_only
 from worker_sdk.ids import AnyId, as_text
 from worker_sdk.job import Job
 from worker_sdk.keeper import ANSWER_S, LINGER_S, is_gone, keep
@@ -51,7 +51,7 @@ from worker_sdk.messages import (
 )
 from worker_sdk.requests import seconds
 from worker_sdk.rest import Rest
-from worker_sdk.worker import checked_channels, default_name
+from worker_sdk.worker import default_name
 
 CONNECT_S = 1.0
 """How long a session that was just made waits for its broker even without any time-out.
@@ -120,9 +120,9 @@ class WorkerSession:
         self.endpoint = chosen_endpoint(endpoint)
         keys = chosen_keys(key, broker_key)
         self._agent = Agent(
-            types=checked_types(types),
-            channels=checked_channels(channels),
-            name=name or default_name(),
+            types=checked_names("job type", types),
+            channels=checked_names("channel", channels),
+            name=checked_name("a worker's name", name or default_name()),
             session=uuid4().hex,
         )
         self._dealer = Dealer(self.endpoint, self._agent, keys)
@@ -464,16 +464,3 @@ def why_not_held(job: SessionJob) -> PointsmanError:
     return JobNotRunning(
         f"job {job.id} is not running: its attempt {job.attempt} {said}", ids=[job.id]
     )
-
-
-def checked_types(types: Iterable[str]) -> tuple[str, ...]:
-    """The types, each once; ValueError naming one that cannot be."""
-    if isinstance(types, str):
-        raise TypeError(f"types are a list of names, not the text {types!r}")
-    names = tuple(dict.fromkeys(types))
-    for name in names:
-        if not 1 <= len(name) <= 200:
-            raise ValueError(f"a job type is a text of 1 to 200 characters, not {name!r}")
-    if not names:
-        raise ValueError("a session needs at least one job type")
-    return names

@@ -16,7 +16,14 @@ from uuid import uuid4
 from worker_sdk.agent import Agent
 from worker_sdk.child import check_found
 from worker_sdk.connection import chosen_endpoint
-from worker_sdk.handlers import Function, Handler, checked_name, is_count, make_handler
+from worker_sdk.handlers import (
+    Function,
+    Handler,
+    checked_name,
+    checked_names,
+    is_count,
+    make_handler,
+)
 from worker_sdk.hands import Hands
 from worker_sdk.keys import AnyPath, chosen_keys
 from worker_sdk.messages import DEFAULT_CHANNEL
@@ -81,7 +88,7 @@ class Worker:
         self.concurrency = concurrency
         # None or "": `default_name` when it starts, perhaps in a process forked since.
         self.name = checked_name("a worker's name", name) if name not in (None, "") else None
-        self.channels = checked_channels(channels)
+        self.channels = checked_names("channel", channels)
         self.executor = executor
         self.grace = grace
         self.key = key
@@ -301,15 +308,3 @@ def _is_duration(value: object) -> bool:
 def default_name() -> str:
     """What a worker is called that was not given a name: its host and process."""
     return f"{socket.gethostname()}:{os.getpid()}"[:200]
-
-
-def checked_channels(channels: Iterable[str]) -> tuple[str, ...]:
-    """The channels, each once; ValueError naming one that cannot be."""
-    if isinstance(channels, str):
-        raise TypeError(f"channels are a list of names, not the text {channels!r}")
-    names = tuple(dict.fromkeys(channels))
-    for name in names:
-        checked_name("a channel", name)
-    if not names:
-        raise ValueError("a worker needs at least one channel")
-    return names

@@ -448,3 +448,11 @@ def test_mistakes_in_making_a_session_are_told() -> None:
         WorkerSession(["x" * 201])
     with pytest.raises(ValueError, match="not an endpoint"):
         WorkerSession(["t"], "nonsense")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"types": ["\ud800"]}, {"channels": ["\ud800"]}, {"name": "\ud800"}, {"name": 5}]
+)
+def test_names_that_cannot_be_sent_are_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"is (Unicode text|a text of 1 to 200)"):
+        WorkerSession(**{"types": ["t"], **wrong})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -141,6 +142,8 @@ _NAMED = msgspec.json.Decoder(_Named)
 _ID = msgspec.json.Decoder(Id)
 # A backslash that stands for itself, a whole pair, or (as a group) one half of a pair.
 _HALF = re.compile(rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)", re.DOTALL)
+# What a half is replaced by to read the rest: characters that no text has, if not this one.
+_MARKS = (rb"\uffff", rb"\ufffe", rb"\ufdd0")
 _OUTLINES: msgspec.json.Decoder[_Outline | _Envelope] = msgspec.json.Decoder(_Outline)
 _ENVELOPES: msgspec.json.Decoder[_Outline | _Envelope] = msgspec.json.Decoder(_Envelope)
 
@@ -162,7 +165,7 @@ def _explain(payload: bytes, error: Exception) -> Error:
         answer = Error("unsupported", f"op {shown} is not known; there are {', '.join(known)}")
     elif op == "enqueue" and isinstance(outline, _Outline) and outline.jobs is not UNSET:
         answer = _explain_jobs(outline.jobs, error)
-    elif isinstance(outline, _Outline) and outline.ids is not UNSET:
+    elif isinstance(outline, _Outline) and outline.ids is not UNSET and "`$.ids" in str(error):
         answer = _explain_ids(op, outline.ids, error)
     else:
         answer = Error("invalid", f"{op}: {error}")
@@ -173,24 +176,25 @@ def _explain(payload: bytes, error: Exception) -> Error:
 
 def _explain_halves(payload: bytes) -> Error | None:
     """Say so if all that is wrong is that some text has one half of a surrogate pair alone."""
-    if len(payload) > _HALVES_SOUGHT_IN_MOST:
+    mark = next((mark for mark in _MARKS if mark not in payload), None)
+    if mark is None or len(payload) > _HALVES_SOUGHT_IN_MOST:
         return None
-    mended = _HALF.sub(lambda found: b"\\uffff" if found[1] else found[0], payload)
+    mended = _HALF.sub(lambda found: mark if found[1] else found[0], payload)
     outline = _outline(mended)
     if outline is None or mended == payload:
         return None
     jobs = outline.jobs if isinstance(outline, _Outline) and outline.jobs is not UNSET else []
-    ids = [_id_of(raw) for raw in jobs if b"\\uffff" in bytes(raw)]
+    ids = [_id_of(raw) for raw in jobs if mark in bytes(raw)]
     text = "not valid JSON: one half of a surrogate pair stands alone, which is no character"
     req = outline.req
-    if isinstance(req, Raw) and b"\\uffff" in bytes(req):
+    if isinstance(req, Raw) and mark in bytes(req):
         req = UNSET
     return Error("invalid", text, tuple([id for id in ids if id is not None]), req=req)
 
 
 def _explain_ids(op: str | None, ids: list[Raw], error: Exception) -> Error:
     """Name the ids that are none, if that is what is wrong."""
-    wrong = [text for raw in ids if (text := _wrong_id(raw)) is not None]
+    wrong = list(islice(filter(None, map(_wrong_id, ids)), _FAULTS_MOST))
     if not wrong:
         return Error("invalid", f"{op}: {error}")
     return Error("invalid", f"{op}: {error}: {listed(wrong)}", tuple(wrong))

@@ -23,7 +23,7 @@ from msgspec import UNSET
 from zmq.utils import z85
 
 from broker.config import Config, ConfigError
-from broker.core.engine import Command, Engine, Expel
+from broker.core.engine import Command, Engine, Expel, SignOfLife
 from broker.core.graph import name_of
 from broker.core.refusal import ASTRAY, Faults, Refused, astray, listed, not_exist
 from broker.core.workers import Origin
@@ -220,6 +220,7 @@ class Guard:
                     self._faults["refused by policy"] += 1
                     error = Error(refused.code, refused.message, refused.ids, req=message.req)
                     refusals.append((origin, error))
+                    yield origin, SignOfLife(origin[0])
                     continue
             yield origin, message
 

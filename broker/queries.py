@@ -220,10 +220,10 @@ class Queries:
             for id, those in self._store.dependents(list(shown)).items():
                 shown[id].dependents = tuple(those)
         infos = tuple([shown[id] for id in ids])
-        if len(ids) > 1:
-            self._check_size(sum(map(_size_of_info, infos)))
         if sees is not None:
             self._hide_strangers(infos, sees)
+        if len(ids) > 1:
+            self._check_size(sum(map(_size_of_info, infos)))
         return infos
 
     def _shown(self, ids: Sequence[str], args: bool) -> dict[str, JobInfo]:
@@ -293,7 +293,7 @@ class Queries:
             last = place
             if _matches(info, request, states) and (sees is None or sees(info.channel, info.type)):
                 page.append(info)
-                size += _size_of_info(info)
+                size += len(_encode(info)) + 1
         else:
             last = None
         if sees is not None:
@@ -314,7 +314,7 @@ class Queries:
 
 
 def _size_of_info(info: JobInfo) -> int:
-    """Give about how many bytes a job takes in an answer."""
+    """Give about how many bytes a job takes in an answer, rather too few."""
     result = 0 if info.result is UNSET else len(info.result)
     args = 0 if info.args is UNSET else len(info.args)
     named = len(info.dependencies) + len(info.dependents)

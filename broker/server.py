@@ -15,7 +15,7 @@ from msgspec import UNSET
 from broker import __version__, exposure
 from broker.codec import FRAMES_MOST, Malformed, decode, encode
 from broker.config import Config, ConfigError
-from broker.core.engine import Command, Effects, Engine, Heard, Undelivered
+from broker.core.engine import Command, Effects, Engine, SignOfLife, Undelivered
 from broker.core.limits import Limits
 from broker.core.workers import Origin
 from broker.guard import Guard
@@ -156,7 +156,7 @@ class Server:
                 self.faults[malformed.error.code] += 1
                 log.debug("message refused", why=malformed.error.message)
                 refusals.append((malformed.origin, malformed.error))
-                commands.append((malformed.origin, Heard(malformed.origin[0])))
+                commands.append((malformed.origin, SignOfLife(malformed.origin[0])))
         return commands, refusals
 
     def _take(self) -> list[bytes]:

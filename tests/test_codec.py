@@ -408,6 +408,29 @@ def test_ids_that_are_none_are_named(op: str) -> None:
     assert error.ids == ("x", "5", "y")
 
 
+def test_ids_are_looked_into_up_to_a_number() -> None:
+    error = refused(b'{"op":"status","ids":[' + b",".join([b"1"] * 30_000) + b"]}")
+
+    assert len(error.ids) == 1000
+    assert len(error.message) < 500
+
+
+def test_ids_are_not_blamed_for_another_field() -> None:
+    error = refused(b'{"op":"heartbeat","credit":-1,"ids":["x"]}')
+
+    assert error.ids == ()
+
+
+def test_legal_character_that_is_none_is_not_taken_for_a_half() -> None:
+    ids = [f"0198c2f0-8a00-7000-8000-00000000000{n}" for n in (1, 2)]
+    texts = [r"\uffff", r"\ud800"]
+    jobs = [f'{{"id":"{id}","type":"t","args":"{x}"}}' for id, x in zip(ids, texts, strict=True)]
+
+    error = refused(f'{{"op":"enqueue","jobs":[{",".join(jobs)}]}}'.encode())
+
+    assert error.ids == (ids[1],)
+
+
 def test_number_of_wrong_jobs_that_are_looked_into_is_bounded() -> None:
     # Each costs microseconds, and millions fit into a message.
     calls = 0

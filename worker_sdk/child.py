@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from worker_sdk.handlers import Failed, Handler, Succeeded, Verdict, failed, run
+from worker_sdk.handlers import Failed, Handler, Misuse, Succeeded, Verdict, failed, run
 from worker_sdk.job import Job
 from worker_sdk.messages import Assignment, Fail, Failure, Finish, Outcome, Progress, Step
 
@@ -100,22 +100,20 @@ def find(import_name: str) -> Callable[[Job], Any]:
 
 
 def check_found(handler: Handler) -> None:
-    """Raise ValueError if a process would not find the very function by its name.
+    """Raise Misuse if a process would not find the very function by its name.
 
     To be called once its module is imported: a decorator runs before the name is bound.
     """
     name = handler.import_name
     said = f"the handler of {handler.type!r} runs in a process of its own, which imports {name}"
     if name.startswith("__main__:") and not _is_main_imported():
-        raise ValueError(
-            f"{said}: it must stand in a module, not in a shell, -c, stdin or __main__.py"
-        )
+        raise Misuse(f"{said}: it must stand in a module, not in a shell, -c, stdin or __main__.py")
     try:
         found = find(name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{said}: {error}") from None
+        raise Misuse(f"{said}: {error}") from None
     if found != handler.function:
-        raise ValueError(
+        raise Misuse(
             f"{said}: that is {found!r}, not {handler.function!r}; @worker.job must stand above "
             "all other decorators, and a method of an object cannot be found at all"
         )

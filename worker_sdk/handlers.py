@@ -61,6 +61,10 @@ NOTHING = Succeeded(b"null")
 """What a handler without a return value comes to."""
 
 
+class Misuse(ValueError, RuntimeError):
+    """A worker that cannot run as it is put together."""
+
+
 def checked_name(what: str, name: object) -> str:
     """The name of a job type, a channel or a worker; ValueError for one that cannot be sent."""
     if not isinstance(name, str) or not 1 <= len(name) <= NAME_CHARACTERS:

@@ -19,6 +19,7 @@ from worker_sdk.connection import chosen_endpoint
 from worker_sdk.handlers import (
     Function,
     Handler,
+    Misuse,
     checked_name,
     checked_names,
     is_count,
@@ -211,9 +212,9 @@ class Worker:
         with self._life:
             if self._hands is not None:
                 self._check_process()
-                raise RuntimeError("the worker runs already")
+                raise Misuse("the worker runs already")
             if not self._handlers:
-                raise RuntimeError("the worker has no handlers: use @worker.job(type) first")
+                raise Misuse("the worker has no handlers: use @worker.job(type) first")
             for handler in self._handlers.values():
                 if handler.executor == "process":
                     check_found(handler)

@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     streams.set_up()
     code = run(arguments)
     # Else the interpreter tries once more at its end, and leaves with a code of its own.
+    streams.flush_or_forget(sys.stdout)
     streams.flush_or_forget(sys.stderr)
     sys.exit(code)
 

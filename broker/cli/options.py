@@ -1,6 +1,7 @@
 """What the commands share: the types of their arguments, their common options, their errors."""
 
 import contextlib
+import difflib
 import itertools
 import json
 import math
@@ -261,8 +262,25 @@ class TakesNegativeNumbers(click.Command):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Take what is no option as an argument if there may be such a number."""
-        context.ignore_unknown_options = any(map(_NEGATIVE_NUMBER.fullmatch, args))
+        if any(map(_NEGATIVE_NUMBER.fullmatch, args)):
+            context.ignore_unknown_options = True
+            self._refuse_unknown(context, args)
         return super().parse_args(context, args)
+
+    def _refuse_unknown(self, context: click.Context, args: list[str]) -> None:
+        """Refuse what is neither an option nor such a number."""
+        before = args[: args.index("--")] if "--" in args else list(args)
+        found, words, _ = self.make_parser(context).parse_args(before)
+        arguments = [
+            each.name for each in self.get_params(context) if each.param_type_name == "argument"
+        ]
+        for word in (*words, *map(found.get, arguments)):
+            if not isinstance(word, str) or _NEGATIVE_NUMBER.fullmatch(word) or word == "-":
+                continue
+            if word.startswith("-"):
+                names = [name for each in self.get_params(context) for name in each.opts]
+                alike = difflib.get_close_matches(word, names)
+                raise click.NoSuchOption(word, possibilities=alike, ctx=context)
 
 
 _NEGATIVE_NUMBER = re.compile(r"-[0-9][0-9.eE+-]*")

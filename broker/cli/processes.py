@@ -36,7 +36,8 @@ from broker.kinds import (
     StoreUrl,
     Switch,
 )
-from worker_sdk import PointsmanError, Worker
+from worker_sdk import Worker
+from worker_sdk.handlers import Misuse
 from worker_sdk.messages import DEFAULT_ENDPOINT
 
 
@@ -163,9 +164,7 @@ def worker(target: str, broker: str | None, log_level: str, as_json: bool) -> No
     found.broker_key = invocation.broker_key or found.broker_key
     try:
         found.run()
-    except PointsmanError:
-        raise
-    except (RuntimeError, ValueError) as error:  # it has no handlers, or one that cannot be found
+    except Misuse as error:
         raise click.UsageError(f"{target}: {error}") from None
 
 

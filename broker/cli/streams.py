@@ -35,8 +35,13 @@ def set_up() -> None:
     os.close(number)
     encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding
     by_line = sys.stdout is not None and bool(sys.stdout.line_buffering)
+    at_once = bool(getattr(sys.stdout, "write_through", False))  # python -u
+    stdout: Any = _Stdout(1, "w", closefd=False)
     sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(_Stdout(1, "w", closefd=False)), encoding, line_buffering=by_line
+        stdout if at_once else io.BufferedWriter(stdout),
+        encoding,
+        line_buffering=by_line,
+        write_through=at_once,
     )
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)

@@ -58,8 +58,8 @@ class Undelivered:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """A command of the server's own: what came from this connection could not be read."""
+class SignOfLife:
+    """A command of the server's own: something came from this connection that goes no further."""
 
     connection: bytes
 
@@ -71,7 +71,7 @@ class Expel:
     connection: bytes
 
 
-Command = tuple[Origin, "Message | Undelivered | Heard | Expel"]
+Command = tuple[Origin, "Message | Undelivered | SignOfLife | Expel"]
 
 
 class Effects(Struct, eq=False):
@@ -127,7 +127,7 @@ class Engine:
             Heartbeat: self._heartbeat,
             Bye: self._bye,
             Undelivered: self._undelivered,
-            Heard: self._heard,
+            SignOfLife: self._heard,
             Expel: self._expel,
         }
 
@@ -262,11 +262,13 @@ class Engine:
         waits, most = self.life.waits, self.limits.max_waits
         if len(waits) >= most:
             raise Refused("busy", f"{len(waits)} waits are open, the most there may be")
-        if waits.awaited and waits.awaited + jobs > most * _AWAITED_A_WAIT:
+        # Small ones are always let in: a few large ones must not keep everybody else out.
+        is_large = jobs > _AWAITED_A_WAIT and waits.awaited
+        if is_large and waits.awaited + jobs > most * _AWAITED_A_WAIT:
             raise Refused(
                 "busy",
-                f"open waits are for {waits.awaited} jobs, with this one they were more than "
-                f"{most * _AWAITED_A_WAIT}",
+                f"open waits are for {waits.awaited} jobs, with this one they would be for more "
+                f"than {most * _AWAITED_A_WAIT}",
             )
 
     def _cancel(self, origin: Origin, message: Cancel) -> None:
@@ -368,7 +370,7 @@ class Engine:
     def _undelivered(self, origin: Origin, message: Undelivered) -> None:
         self._service.undelivered(message.connection, message.ids)
 
-    def _heard(self, origin: Origin, message: Heard) -> None:
+    def _heard(self, origin: Origin, message: SignOfLife) -> None:
         self._service.heard(message.connection)
 
     def _expel(self, origin: Origin, message: Expel) -> None:

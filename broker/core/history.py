@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain, islice
@@ -77,8 +77,7 @@ class History:
         self.check_exist(ids)
         unique = tuple(dict.fromkeys(ids))
         self._refuse_held(unique)
-        for id in unique:
-            self._remove(id)
+        self._remove_all(unique)
         return unique
 
     def retry(self, ids: Sequence[str], limits: Limits) -> tuple[str, ...]:
@@ -94,6 +93,7 @@ class History:
         self._refuse_held(asked)
         revived = self._revivable(asked)
         self._life.check_room(len(revived), sum(len(record.args) for record in revived), limits)
+        self._remove_all([record.id for record in revived])
         for record in revived:
             self._revive(record)
         return tuple(record.id for record in revived)
@@ -102,20 +102,24 @@ class History:
         """Forget ended jobs whose time is over, a bounded number; say whether more may follow."""
         wall, holds, gone = self._life.wall, self._life.graph.holds, self._just_removed
         surplus = self._archive.ended_count - len(gone) - limits.max_ended
-        looked = removed = 0
+        looked = 0
+        removed: list[str] = []
+        more = False
         for id, ended in islice(self._archive.oldest(), _PRUNED_AT_A_TIME):
             looked += 1
-            if wall - ended < limits.retention and removed >= surplus:
-                return False
+            if wall - ended < limits.retention and len(removed) >= surplus:
+                break
             if id in gone:
                 continue
             if holds(id):
                 self._life.writes.deferred.append(id)
             else:
-                self._remove(id)
-                removed += 1
-        # If all were held, they have gone to the back of the line: no hurry.
-        return looked == _PRUNED_AT_A_TIME and removed > 0
+                removed.append(id)
+        else:
+            # If all were held, they have gone to the back of the line: no hurry.
+            more = looked == _PRUNED_AT_A_TIME and bool(removed)
+        self._remove_all(removed)
+        return more
 
     def _revivable(self, asked: dict[str, Record]) -> list[Record]:
         """Give the records to revive, each after its dependencies; refuse if one of `asked` is
@@ -128,12 +132,13 @@ class History:
         live = self._life.jobs
         named = dict.fromkeys(map(name_of, chain.from_iterable(dependencies.values())))
         elsewhere = [id for id in named if id not in candidates and id not in live]
-        ended = {**self.find(elsewhere), **candidates}
+        states = {record.id: record.state for record in self.read(elsewhere)}
+        states |= {id: record.state for id, record in candidates.items()}
         revived: dict[str, Record] = {}
         for id in _in_order(candidates, dependencies):
-            there = ended[id]
+            there = candidates[id]
             waits_for = [one for one in dependencies[id] if name_of(one) not in live]
-            obstacle = _obstacle(there, waits_for, revived, ended)
+            obstacle = _obstacle(there, waits_for, revived, states)
             if obstacle is None:
                 revived[id] = there
             elif id in asked:
@@ -163,7 +168,6 @@ class History:
         return candidates
 
     def _revive(self, record: Record) -> None:
-        self._remove(record.id)
         life = self._life
         terms = life.lanes.get(record.channel, record.type).terms_from_store(record.terms)
         dependencies = decode_dependencies(record.dependencies)
@@ -171,12 +175,12 @@ class History:
         job.attempt = job.spared = record.attempt
         life.admit(job, delayed=False)
 
-    def _remove(self, id: str) -> None:
-        writes = self._life.writes
-        if id in writes.deferred:  # by `prune`, in this same turn
-            writes.deferred.remove(id)
-        self._just_removed.add(id)
-        writes.removed.append(id)
+    def _remove_all(self, ids: Collection[str]) -> None:
+        writes, gone = self._life.writes, set(ids)
+        if writes.deferred:  # by `prune`, in this same turn
+            writes.deferred[:] = [id for id in writes.deferred if id not in gone]
+        self._just_removed |= gone
+        writes.removed += ids
 
     def _find_all(self, ids: Sequence[str]) -> dict[str, Record]:
         found = self.find(ids)
@@ -211,7 +215,7 @@ def _obstacle(
     record: Record,
     dependencies: Sequence[str | Dependency],
     revived: Mapping[str, Record],
-    ended: Mapping[str, Record],
+    states: Mapping[str, int],
 ) -> str | None:
     """Say which of its dependencies that are not live keeps an ended job from running, if one
     does.
@@ -220,9 +224,9 @@ def _obstacle(
         id = name_of(dependency)
         if id in revived:
             continue
-        if id in ended:
-            if not condition_holds(dependency, ended[id].state):
-                return f"its dependency {id} is {STATE_NAMES[ended[id].state]}: retry that one"
+        if id in states:
+            if not condition_holds(dependency, states[id]):
+                return f"its dependency {id} is {STATE_NAMES[states[id]]}: retry that one"
         elif not record.attempt:
             return f"its dependency {id} does not exist any more"
     return None

@@ -128,7 +128,8 @@ class Intake:
             for one in job.dependencies
             if (id := name_of(one)) not in fresh and id not in live
         }
-        ended = self._history.find(sorted(elsewhere)) if elsewhere else {}
+        looked_up = self._history.read(sorted(elsewhere)) if elsewhere else ()
+        ended = {record.id: record.state for record in looked_up}
         seen: set[str] = set()
         doomed: dict[str, str] = {}
         for job in fresh.values():
@@ -140,7 +141,7 @@ class Intake:
                     if not condition_holds(dependency, CANCELED):
                         doomed.setdefault(job.id, id)
                 elif id in ended:
-                    if not condition_holds(dependency, ended[id].state):
+                    if not condition_holds(dependency, ended[id]):
                         doomed.setdefault(job.id, id)
                 elif id == job.id:
                     faults.blame("invalid", [job.id], f"job {job.id} depends on itself")

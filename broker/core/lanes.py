@@ -123,9 +123,8 @@ class Lane:
         To close the gap would move all that are behind it.
         """
         queue = self._queues[job.terms.priority]
-        index = bisect_left(queue, job.order, key=_ORDER)
-        while queue[index] is not job:  # those that were put back in front may share an order
-            index += 1
+        # Those that were put back in front may share an order.
+        index = queue.index(job, bisect_left(queue, job.order, key=_ORDER))
         queue[index] = Job("", 0, job.terms, b"", (), 0.0, CANCELED, order=job.order)
         self.withdraw()
 

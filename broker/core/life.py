@@ -28,7 +28,7 @@ from broker.core.timers import Timers
 from broker.core.waits import Waits
 from broker.core.workers import Pool, Worker
 
-_ERROR_SHOWN_MOST = 1_000  # characters, of a job that is tried again
+_ERROR_SHOWN_MOST = 200  # characters, of a job that is tried again: no bound counts them
 
 
 class Life:

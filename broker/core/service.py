@@ -38,7 +38,7 @@ _PROGRESS_MOST = 65_536  # bytes of JSON
 _HEARTBEATS_PER_LIMIT = 4
 _NULL = b"null"
 _LANES_MOST = 1_000  # that one worker may take jobs from
-_LANES_IN_ALL_MOST = 100_000  # that there may be for the sake of workers
+_LANES_IN_ALL_MOST = 100_000  # that all sets of them name, each set counted once
 
 
 class Service:
@@ -199,16 +199,17 @@ class Service:
         key = (frozenset(channels), frozenset(types))
         pool = self._crew.pools.get(key)
         if pool is None:
-            count = len(self._life.lanes) + len(channels) * len(types)
+            count = self._crew.lanes + len(channels) * len(types)
             if count > _LANES_IN_ALL_MOST:
-                text = f"with this worker there were {count} pairs of type and channel"
+                text = f"with this one, workers would name {count} pairs of type and channel"
                 raise Refused("busy", f"{text}, and {_LANES_IN_ALL_MOST} may be")
             lanes = [
                 self._life.lanes.get(channel, type)
                 for channel in dict.fromkeys(channels)
                 for type in dict.fromkeys(types)
             ]
-            pool = self._crew.pools[key] = Pool(key, lanes)
+            pool = Pool(key, lanes)
+            self._crew.add_pool(pool)
             for lane in lanes:
                 lane.pools.append(pool)
                 head = lane.head()

@@ -192,6 +192,13 @@ class Crew:
         # session -> its newest connection's worker
         self.sessions: dict[str, Worker] = {}
         self.pools: dict[tuple[frozenset[str], frozenset[str]], Pool] = {}
+        # How many lanes the pools have, each counted as often as it is in one.
+        self.lanes = 0
+
+    def add_pool(self, pool: Pool) -> None:
+        """Take in a pool that workers are about to join."""
+        self.pools[pool.key] = pool
+        self.lanes += len(pool.lanes)
 
     def join(self, worker: Worker) -> None:
         """Take a worker in; its pool is one of `pools`."""
@@ -212,7 +219,8 @@ class Crew:
         """Forget `pool` if it has no workers, and have its lanes do so; say whether it is gone."""
         if pool.size:
             return False
-        self.pools.pop(pool.key, None)
+        del self.pools[pool.key]
+        self.lanes -= len(pool.lanes)
         for lane in pool.lanes:
             lane.pools.remove(pool)
         return True

@@ -131,6 +131,7 @@ def _check_workers(engine: Engine) -> None:
     for worker in crew.workers.values():
         if not worker.stalled:
             room[worker.pool] += max(0, worker.credit - len(worker.running))
+    assert crew.lanes == sum(len(pool.lanes) for pool in crew.pools.values())
     for pool in crew.pools.values():
         assert pool._room == room[pool] or engine.draining
         assert pool.size == sizes[pool]

@@ -508,7 +508,7 @@ def test_job_that_is_tried_again_tells_what_went_wrong_before(box: Box) -> None:
     worker = box.worker()
     worker.fail(id, "first\n" + "x" * 5000)
     assert box.info(id).state == "scheduled"
-    assert box.info(id).error == "first\n" + "x" * 994
+    assert box.info(id).error == "first\n" + "x" * 194
 
     box.advance(40)
     worker = box.worker()

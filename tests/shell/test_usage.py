@@ -178,3 +178,20 @@ def test_no_broker_is_exit_code_3(cli: Cli, command: str) -> None:
     line = cli.error(command, str(uuid4()), "--broker", NOBODY, "--patience", "200ms", code=3)
 
     assert NOBODY in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--prioriy", "-5"),
+        ("work", "-5", "--prioriy", "3"),
+        ("work", "--priority", "-5", "--prioriy"),
+    ],
+)
+def test_option_that_there_is_not_is_refused_beside_negative_numbers(
+    cli: Cli, words: tuple[str, ...]
+) -> None:
+    line = cli.error("enqueue", *words, code=2)
+
+    assert "No such option" in line
+    assert "--prioriy" in line

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from broker.core.engine import Heard, Undelivered
+from broker.core.engine import SignOfLife, Undelivered
 from tests.simulation.questions import Questions
 from tests.simulation.records import MJob, MWait, MWorker, Origin, Refuse, conditions_of
 from worker_sdk import messages as m
@@ -408,5 +408,5 @@ HANDLERS: dict[type, Handler] = {
     m.Heartbeat: Model.heartbeat,
     m.Bye: Model.bye,
     Undelivered: Model.undelivered,
-    Heard: lambda model, origin, _: model.heard(origin),
+    SignOfLife: lambda model, origin, _: model.heard(origin),
 }

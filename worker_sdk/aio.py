@@ -368,7 +368,7 @@ class AsyncClient:
         if isinstance(context, Shared):
             self._sharing.settled(call, context, now)
         elif isinstance(context, Question):
-            self._sharing.answered(call, now)
+            self._sharing.answered(call, context, now)
         elif not context.done():
             context.set_result(None)
 

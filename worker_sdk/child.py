@@ -122,8 +122,9 @@ def check_found(handler: Handler) -> None:
 def _is_main_imported() -> bool:
     """Whether multiprocessing gives the main module to its processes: only if it has a file."""
     main = sys.modules["__main__"]
-    if main.__spec__ is not None:  # python -m
-        return main.__spec__.name.rpartition(".")[2] != "__main__"
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:  # python -m
+        return str(spec.name).rpartition(".")[2] != "__main__"
     return Path(getattr(main, "__file__", None) or "").is_file()
 
 

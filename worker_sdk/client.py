@@ -337,7 +337,12 @@ class _Pool:
         if self._context is None:
             self._context = zmq.Context()
         connection = _Connection(
-            self._context, self._endpoint, self._keys, self._timeout_s, lambda: self.is_closed
+            self._context,
+            self._endpoint,
+            self._keys,
+            self._timeout_s,
+            lambda: self.is_closed,
+            self.limit.forget,
         )
         self._open.add(connection)
         return connection
@@ -345,21 +350,23 @@ class _Pool:
     def check_in(self, connection: "_Connection") -> None:
         """Take back a connection whose call is settled."""
         with self._lock:
-            if connection.is_broken:
-                self.limit.forget()
             if self.is_closed or connection.is_broken:
                 self._drop(connection)
             else:
                 self._idle.append(connection)
 
     def _drop_broken(self) -> bool:
-        """Close the idle connections that broke; whether any did."""
+        """Close the idle connections that broke; whether the next one to be used did. Only then
+        are the others looked at: a broker that restarts breaks them all.
+        """
         with self._lock:
-            broken = [connection for connection in self._idle if connection.breaks()]
+            if not self._idle or not self._idle[-1].breaks():
+                return False
+            broken = [each for each in self._idle if each.is_broken or each.breaks()]
             for connection in broken:
                 self._idle.remove(connection)
                 self._drop(connection)
-        return bool(broken)
+        return True
 
     def discard(self, connection: "_Connection") -> None:
         """Take back a connection that is not to be used again."""
@@ -407,11 +414,13 @@ class _Connection:
         keys: Keys | None,
         timeout_s: float,
         is_closed: Callable[[], bool],
+        on_break: Callable[[], None],
     ) -> None:
         self._monitored = MonitoredSocket(context, zmq.REQ, endpoint, keys)
         self._socket = self._monitored.socket
         self._exchange = Exchange(endpoint, timeout_s, window=1)
         self._is_closed = is_closed
+        self._on_break = on_break
         # What SNDTIMEO and RCVTIMEO are set to; setting them costs more than comparing.
         self._send_ms = self._receive_ms = -1
         # Set once its peer was lost: the call goes on with whoever comes next, and is the last.
@@ -464,7 +473,9 @@ class _Connection:
     def breaks(self) -> bool:
         """Whether the connection broke since this was last asked."""
         broke = self._monitored.was_disconnected()
-        self.is_broken = self.is_broken or broke
+        if broke:
+            self.is_broken = True
+            self._on_break()
         return broke
 
     def _receive(self, call: Call, limit_ms: int) -> None:

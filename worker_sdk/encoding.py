@@ -77,9 +77,23 @@ def decode_value(raw: Raw | bytes, name: str = "value") -> Any:
         return _decode(raw)
     except (ValueError, RecursionError) as error:
         if "out of range" in str(error):
-            # Slower, but nobody's 1e400 is to hide the jobs that come in one answer with it.
-            return json.loads(bytes(raw))
+            return _decode_large_numbers(raw, name)
         raise ProtocolError(f"{name} cannot be read: {error}") from None
+
+
+def _decode_large_numbers(raw: Raw | bytes, name: str) -> Any:
+    """Slower, but nobody's 1e400 is to hide the jobs that come in one answer with it."""
+    try:
+        return json.loads(bytes(raw), parse_int=_whole)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"{name} cannot be read: {error}") from None
+
+
+def _whole(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:  # Python refuses those of very many digits
+        return float(text)
 
 
 def _refuse_non_finite(value: Any, name: str) -> None:

@@ -76,6 +76,9 @@ class EventLoop:
 
     def close(self, patience_s: float) -> None:
         """Cancel what still runs, and end the thread if its tasks let it."""
+        if self._thread.ident is None:
+            self._loop.close()
+            return
         # A loop that failed is closed already.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._cancel_all)

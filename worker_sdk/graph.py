@@ -331,7 +331,7 @@ def _pack(
         group_bytes = sum(len(encoded[at]) + 1 for at in group)
         if group_bytes > limit_bytes:
             connected = [specs[at] for at in group]
-            raise too_large(connected, group_bytes, limit_bytes + ENVELOPE_BYTES)
+            raise too_large(connected, group_bytes + ENVELOPE_BYTES, limit_bytes + ENVELOPE_BYTES)
         if piece and piece_bytes + group_bytes > aim_bytes:
             yield piece
             piece, piece_bytes = [], 0

@@ -96,9 +96,17 @@ class Hands:
 
     def start(self) -> None:
         """Connect, and run what comes."""
-        if self._loop is not None:
-            self._loop.open()
-        self._keeper_thread.start()
+        try:
+            if self._loop is not None:
+                self._loop.open()
+            self._keeper_thread.start()
+        except BaseException:
+            # The system has no room for a thread: then nothing may be left open.
+            if self._loop is not None:
+                self._loop.close(patience_s=1.0)
+            self._keeper.close()
+            self._dealer.close(linger_s=0)
+            raise
 
     def is_own_thread(self) -> bool:
         """Whether the calling thread is one of these."""
@@ -114,11 +122,12 @@ class Hands:
         try:
             body(*args)
         except BaseException as error:
-            log.critical("this worker ends by an error of its own: %r", error, exc_info=error)
             with self._lock:
                 self.fault = self.fault or error
                 self.on_over()
                 self._give_notice()
+            # Last: it calls the user's code, which may fail too.
+            log.critical("this worker ends by an error of its own: %r", error, exc_info=error)
 
     # ---- the life of a hand --------------------------------------------------------------------
 
@@ -138,6 +147,7 @@ class Hands:
                         if child is None:
                             child = leaving.enter_context(closing(Child(name)))
                         verdict = child.run(handler, job, self.report)
+                    verdict = reviewed(job, verdict, self._agent.message_limit_bytes)
                 except BaseException as error:  # noqa: BLE001 - it must cost this attempt alone
                     verdict = failed(error)
                 ended = monotonic()
@@ -150,7 +160,6 @@ class Hands:
     def _end_and_next(
         self, rest: Rest, job: Job, verdict: Verdict, seconds: float, now: float
     ) -> Job | None:
-        verdict = reviewed(job, verdict, self._agent.message_limit_bytes)
         with self._lock:
             self._end(job, verdict, seconds)
             following = self._take(now)
@@ -393,7 +402,8 @@ class Hands:
         with self._lock:
             self._observers += 1
             try:
-                self._news.wait_for(lambda: job.canceled or self._is_over, timeout_s)
+                limit_s = None if timeout_s is None else min(threading.TIMEOUT_MAX, timeout_s)
+                self._news.wait_for(lambda: job.canceled or self._is_over, limit_s)
             finally:
                 self._observers -= 1
         return job.canceled

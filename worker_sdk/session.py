@@ -154,7 +154,13 @@ class WorkerSession:
             name="pointsman-session",
             daemon=True,
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._last_call.detach()
+            self._rest.close()
+            self._dealer.close(linger_s=0)
+            raise
 
     # ---- for its users -------------------------------------------------------------------------
 
@@ -418,8 +424,10 @@ class WorkerSession:
     # ---- what jobs ask for (see job.Desk) ------------------------------------------------------
 
     def report(self, job: Job, value: bytes) -> None:
-        """Pass progress on to the broker."""
+        """Pass progress on to the broker; with `close`, all attempts are over."""
         with self._lock:
+            if self._is_closed:
+                return
             self._check_usable()
             self._agent.report(job._assignment, value)
             self._exchange()

@@ -2,8 +2,8 @@
 
 A message is accepted or refused whole, so when a shared one is refused its jobs are sent again,
 each on its own, and only the culprit's caller gets the error. Nobody ever waits for others to come
-along. Only while the broker is asked how large a message may be, all wait for that, so that jobs
-keep their order: a later one may depend on an earlier one.
+along. Only while the broker is asked how large a message may be, all jobs wait for that, so that
+they keep their order: a later one may depend on an earlier one. Other calls do not wait for them.
 """
 
 import asyncio
@@ -30,8 +30,11 @@ class NewJob(NamedTuple):
     enqueued: asyncio.Future[None]
 
 
-class Question:
+class Question(NamedTuple):
     """Stands for the question how large a message may be."""
+
+    jobs: int
+    """How many had been gathered when it was asked."""
 
 
 class Shared:
@@ -74,12 +77,13 @@ class Sharing:
             self._share_within(limit_bytes, now)
         else:
             self._is_asking = True
-            self._exchange.start(Ping(), now, context=Question())
+            self._exchange.start(Ping(), now, context=Question(len(self._gathered)))
 
     def _largest_bytes(self) -> int:
         """What the largest message takes that the gathered jobs are to be put into."""
         sizes = [len(job.encoded) + 1 for job in self._gathered]
-        return max(max(sizes), min(sum(sizes), MOST_BYTES_SHARED - ENVELOPE_BYTES)) + ENVELOPE_BYTES
+        most_bytes = min(MOST_BYTES_SHARED, self._limit.likely_bytes()) - ENVELOPE_BYTES
+        return max(max(sizes), min(sum(sizes), most_bytes)) + ENVELOPE_BYTES
 
     def _share_within(self, limit_bytes: int, now: float) -> None:
         gathered, self._gathered = self._gathered, []
@@ -122,11 +126,17 @@ class Sharing:
         for job in shared.jobs:
             self._start([job], now)
 
-    def answered(self, call: Call, now: float) -> None:
+    def answered(self, call: Call, question: Question, now: float) -> None:
         """Share what waited for the answer to the question."""
         self._is_asking = False
         if isinstance(call.outcome, PointsmanError):
-            self.give_up(call.outcome)
+            # What came later has its own time.
+            asked, self._gathered = (
+                self._gathered[: question.jobs],
+                self._gathered[question.jobs :],
+            )
+            fail_all(asked, call.outcome)
+            self.share(now)
         elif call.outcome is not None and self._gathered:
             self._share_within(self._limit.learn(call.outcome), now)
 

@@ -171,6 +171,11 @@ def test_number_beyond_a_float_is_infinite() -> None:
     assert decode_value(b'{"a":[1e999,-1e999,1e-999,2]}') == {"a": [math.inf, -math.inf, 0, 2]}
 
 
+def test_integer_of_very_many_digits_is_read_as_far_as_python_can() -> None:
+    assert decode_value(b"9" * 400) == int("9" * 400)
+    assert decode_value(b"9" * 5000) == math.inf
+
+
 @pytest.mark.parametrize("raw", [b"[1", b"", b'"\\ud800"', b"[" * 100_000])
 def test_value_that_python_cannot_hold_is_a_protocol_error(raw: bytes) -> None:
     with pytest.raises(ProtocolError, match="result cannot be read"):

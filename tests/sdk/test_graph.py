@@ -276,6 +276,6 @@ def test_graph_over_the_limit_is_too_large() -> None:
 def test_single_job_over_the_limit_is_too_large_and_named() -> None:
     big = JobSpec("big", "x" * 20_000)
 
-    with pytest.raises(TooLarge, match=rf"job {big.id} \(big\) takes 20,0\d\d bytes") as caught:
+    with pytest.raises(TooLarge, match=rf"job {big.id} \(big\) takes 20,1\d\d bytes") as caught:
         plan([JobSpec("small"), big], 10_000)
     assert caught.value.ids == (big.id,)

@@ -1,6 +1,8 @@
 """Brokers whose message limit is not the usual one, and clients that have to find that out."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +11,18 @@ import pytest
 from broker import LocalBroker
 from broker.config import Config, ConfigError
 from tests.sdk.scripted_broker import ScriptedBroker
-from worker_sdk import AsyncClient, Client, InternalError, InvalidRequest, TooLarge, new_id
+from worker_sdk import (
+    AsyncClient,
+    Client,
+    InternalError,
+    InvalidRequest,
+    JobNotExist,
+    TooLarge,
+    new_id,
+)
 from worker_sdk.ids import new_uuid
 from worker_sdk.limit import SMALLEST_LIMIT_BYTES
+from worker_sdk.messages import Ping
 
 MIB = 1024 * 1024
 
@@ -148,6 +159,80 @@ def test_jobs_that_wait_for_the_limit_fail_with_the_question() -> None:
 
     with ScriptedBroker(script) as broker:
         asyncio.run(main(broker.endpoint))
+
+
+def test_job_that_comes_while_the_limit_is_asked_for_does_not_fail_with_the_question() -> None:
+    later: list[asyncio.Task[Any]] = []
+
+    async def main(endpoint: str) -> None:
+        async with AsyncClient(endpoint) as client:
+
+            def script(request: Any) -> Any:
+                if isinstance(request, Ping):
+                    loop.call_soon_threadsafe(come_later)
+                    arrived.wait()
+                    return {"op": "error", "code": "internal", "message": "no"}
+                return answer(request)
+
+            def come_later() -> None:
+                later.append(loop.create_task(client.enqueue("a", SMALL)))
+                loop.call_soon(arrived.set)
+
+            scripts.append(script)
+            with pytest.raises(InternalError):
+                await client.enqueue("a", LARGE)
+            await later[0]
+
+    loop = asyncio.new_event_loop()
+    arrived = threading.Event()
+    scripts: list[Callable[[Any], Any]] = []
+    with ScriptedBroker(lambda request: scripts[0](request)) as broker:
+        loop.run_until_complete(main(broker.endpoint))
+        loop.close()
+        assert broker.ops() == ["ping", "enqueue"]
+
+
+def test_limit_is_not_asked_for_again_where_jobs_can_be_split() -> None:
+    def script(request: Any) -> Any:
+        return {**answer(request), "message_limit": 64 * 1024}
+
+    async def main(endpoint: str) -> None:
+        async with AsyncClient(endpoint) as client:
+            for _ in range(3):
+                await asyncio.gather(*(client.enqueue("a", "x" * 1000) for _ in range(100)))
+
+    with ScriptedBroker(script) as broker:
+        asyncio.run(main(broker.endpoint))
+
+        assert broker.ops().count("ping") == 1
+
+
+def test_limit_is_forgotten_by_a_call_that_sees_the_connection_break() -> None:
+    with LocalBroker(max_message=MIB) as broker, Client(broker.endpoint) as client:
+        endpoint = broker.endpoint
+        job = client.enqueue("a", "x" * 2000)
+        waiting = threading.Thread(target=lambda: wait_for(client, job))
+        waiting.start()
+        until(lambda: client.stats()["waits"] == 1)
+        assert client._pool.limit.likely_bytes() == MIB
+        broker.stop()
+        with LocalBroker(max_message=8_000, bind=endpoint):
+            until(lambda: client._pool.limit.likely_bytes() != MIB)
+            with pytest.raises(TooLarge, match="at most 8,000 bytes"):
+                client.enqueue("a", LARGE)
+            waiting.join()
+
+
+def wait_for(client: Client, job: Any) -> None:
+    with pytest.raises(JobNotExist):
+        client.wait(job, timeout=20)
+
+
+def until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])

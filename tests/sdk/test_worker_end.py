@@ -1,5 +1,7 @@
 """How a worker ends: told to, refused, without a broker, by an error of its own; and how not."""
 
+import gc
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +11,7 @@ import pytest
 
 from broker import LocalBroker
 from tests.sdk.scripted_broker import ScriptedBroker
-from worker_sdk import Client, Job, Worker
+from worker_sdk import Client, Job, JobFailed, Worker
 from worker_sdk.agent import Agent, Link
 from worker_sdk.executors import EventLoop
 from worker_sdk.handlers import Verdict
@@ -223,3 +225,48 @@ def test_a_worker_that_cannot_leave_as_it_should_is_over_all_the_same(
 
     assert not worker.is_running
     assert has_left_nothing(hands)
+
+
+@pytest.mark.parametrize("refused", ["pointsman-keeper", "pointsman-async"])
+def test_a_worker_that_cannot_start_leaves_nothing_open(
+    pointsman_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    worker = Worker(pointsman_broker.endpoint)
+
+    @worker.job("t")
+    async def handle(job: Job) -> None: ...
+
+    start = threading.Thread.start
+
+    def start_or_not(thread: threading.Thread) -> None:
+        if thread.name == refused:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_or_not)
+        with pytest.raises(RuntimeError, match="can't start"):
+            worker.start()
+
+    # It would hang if a socket were left, and warn of a loop.
+    gc.collect()
+    assert not worker.is_running
+
+
+def test_a_log_that_fails_costs_neither_the_job_nor_the_worker(
+    worker: Worker, pointsman_client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(record: logging.LogRecord) -> bool:
+        raise KeyError("no request is under way")
+
+    worker.add("fails", lambda job: 1 / 0)
+    log = logging.getLogger("worker_sdk")
+    log.addFilter(fail)
+    try:
+        worker.start()
+        with pytest.raises(JobFailed):
+            pointsman_client.run("fails", max_attempts=1, wait_timeout=WAIT_S)
+        assert pointsman_client.run("t", 5, wait_timeout=WAIT_S) == 5
+    finally:
+        log.removeFilter(fail)
+    assert worker.fault is None

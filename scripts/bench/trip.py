@@ -24,7 +24,7 @@ from scripts.bench.clients import ARGS, WARM_UP_TRIPS
 from scripts.bench.processes import Say, start
 from scripts.bench.statistics import median
 from scripts.bench.workers import TYPE
-from worker_sdk import Client, Job, Worker, client, dealer
+from worker_sdk import Client, Job, Worker, dealer, pool
 from worker_sdk.exchange import Exchange
 from worker_sdk.rest import Rest
 
@@ -114,7 +114,7 @@ def worker_side(say: Say, endpoint: str) -> None:
 def client_side(say: Say, endpoint: str, trips: int) -> None:
     """Trips one after the other; says its stamps."""
     stamps = Stamps()
-    stamps.at(client, "send_frames", before="client: sends")
+    stamps.at(pool, "send_frames", before="client: sends")
     stamps.at(Exchange, "receive", before="client: woken")
     with Client(endpoint) as caller:
         for _ in range(WARM_UP_TRIPS):

@@ -187,14 +187,15 @@ def _explain_halves(payload: bytes) -> Error | None:
     ids = [_id_of(raw) for raw in jobs if mark in bytes(raw)]
     text = "not valid JSON: one half of a surrogate pair stands alone, which is no character"
     req = outline.req
-    if isinstance(req, Raw) and mark in bytes(req):
+    if isinstance(req, Raw) and (mark in bytes(req) or len(req) > _REQ_MOST):
         req = UNSET
     return Error("invalid", text, tuple([id for id in ids if id is not None]), req=req)
 
 
 def _explain_ids(op: str | None, ids: list[Raw], error: Exception) -> Error:
     """Name the ids that are none, if that is what is wrong."""
-    wrong = list(islice(filter(None, map(_wrong_id, ids)), _FAULTS_MOST))
+    found = (text for raw in ids if (text := _wrong_id(raw)) is not None)
+    wrong = list(islice(found, _FAULTS_MOST))
     if not wrong:
         return Error("invalid", f"{op}: {error}")
     return Error("invalid", f"{op}: {error}: {listed(wrong)}", tuple(wrong))

@@ -213,11 +213,6 @@ class Graph:
         return [_batch(specs, self._encoded, piece) for piece in pieces]
 
 
-def plan(specs: Sequence[JobSpec], limit_bytes: int) -> list[Batch]:
-    """All jobs as requests of at most ``limit_bytes`` each, where the limit is known."""
-    return Graph(specs, limit_bytes).batches(limit_bytes)
-
-
 def too_large(specs: Sequence[JobSpec], size_bytes: int, limit_bytes: int) -> TooLarge:
     """The error for connected jobs that no message holds."""
     what = (

@@ -8,11 +8,16 @@ import msgspec
 import pytest
 
 from worker_sdk.errors import DependencyCycle, InvalidRequest, NotEncodable, TooLarge
-from worker_sdk.graph import _SMALLEST_JOB_BYTES, Batch, Dependency, JobSpec, as_spec, plan
+from worker_sdk.graph import _SMALLEST_JOB_BYTES, Batch, Dependency, Graph, JobSpec, as_spec
 from worker_sdk.ids import new_uuid
 from worker_sdk.messages import Backoff, NewJob
 
 NO_LIMIT = 1 << 40
+
+
+def plan(specs: Sequence[JobSpec], limit_bytes: int) -> list[Batch]:
+    """All jobs as requests, where the limit is known."""
+    return Graph(specs, limit_bytes).batches(limit_bytes)
 
 
 def on_the_wire(spec: JobSpec) -> NewJob:

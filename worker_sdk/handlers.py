@@ -6,6 +6,7 @@ import inspect
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -173,7 +174,8 @@ def reviewed(job: Job, verdict: Verdict, limit_bytes: int) -> Verdict:
             return verdict
         verdict = _too_large(len(verdict.result), limit_bytes)
     if not job.canceled:
-        _log_failure(job, verdict)
+        with suppress(Exception):  # a filter of the user's may raise: the verdict counts
+            _log_failure(job, verdict)
     return verdict
 
 

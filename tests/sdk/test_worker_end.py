@@ -260,12 +260,18 @@ def test_a_log_that_fails_costs_neither_the_job_nor_the_worker(
         raise KeyError("no request is under way")
 
     worker.add("fails", lambda job: 1 / 0)
+
+    @worker.job("fails later")
+    async def fail_later(job: Job) -> None:
+        raise ValueError
+
     log = logging.getLogger("worker_sdk")
     log.addFilter(fail)
     try:
         worker.start()
-        with pytest.raises(JobFailed):
-            pointsman_client.run("fails", max_attempts=1, wait_timeout=WAIT_S)
+        for type in ("fails", "fails later"):
+            with pytest.raises(JobFailed):
+                pointsman_client.run(type, max_attempts=1, wait_timeout=WAIT_S)
         assert pointsman_client.run("t", 5, wait_timeout=WAIT_S) == 5
     finally:
         log.removeFilter(fail)
